@@ -1,0 +1,61 @@
+"""Where a notebook runs: seeds, device, budgets and progress."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+
+def in_colab() -> bool:
+    """Whether this Python runs in Google Colab."""
+    try:
+        return importlib.util.find_spec("google.colab") is not None
+    except ModuleNotFoundError:  # not even the parent package is there
+        return False
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators.
+
+    Raises
+    ------
+    ValueError
+        If the seed is not in 0 to 2**32 - 1, the range NumPy takes.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"a seed is 0 to 2**32 - 1, got {seed}")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries still draw from it)
+    torch.manual_seed(seed)
+
+
+def get_device() -> torch.device:
+    """Return the fastest device at hand: CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def progress(steps: Iterable, description: str, unit: str = "step") -> tqdm:
+    """Show a progress bar that is gone once the loop is done.
+
+    Set the environment variable ``TQDM_DISABLE=1`` to switch bars off, as is
+    done when the outputs of the book are made.
+
+    Parameters
+    ----------
+    steps : iterable
+        What to loop over.
+    description : str
+        What the loop does, in front of the bar.
+    unit : str
+        What one step is called.
+    """
+    return tqdm(steps, desc=description, unit=unit, leave=False)
