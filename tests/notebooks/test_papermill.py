@@ -1,0 +1,61 @@
+"""Every notebook, its solutions too, runs with other parameters."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import nbformat
+import papermill
+import pytest
+
+from notebooks import NOTEBOOKS, TEMPLATE, paths, read
+
+OTHER = {"SEED": 7, "N_PATIENTS": 200, "BUDGET": "quick"}
+# Far above what is aimed at (20 s), for machines that are busy.
+SECONDS = 120
+PEAK_MB = 2_000
+SOLUTION = re.compile(r"```python\n(.+?)```", re.DOTALL)
+
+
+def with_solutions(notebook):
+    """Append every exercise's solution as a cell of its own."""
+    text = "\n".join(
+        c.source for c in notebook.cells if c.cell_type == "markdown"
+    )
+    exercises = text.partition("## Exercises")[2]
+    solutions = SOLUTION.findall(exercises)
+    assert len(solutions) >= 3
+    notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions]
+    return notebook
+
+
+@pytest.mark.parametrize(
+    "path", [*paths(), TEMPLATE], ids=lambda path: path.stem
+)
+def test_runs_with_other_parameters(path, tmp_path, record_property):
+    known = papermill.inspect_notebook(path)
+    assert set(OTHER) <= set(known), "papermill ignores unknown names"
+    source = tmp_path / path.name
+    nbformat.write(with_solutions(read(path)), source)
+    command = [sys.executable, "-m", "papermill", "--cwd", str(NOTEBOOKS)]
+    command += ["--no-progress-bar", "--kernel", "python3"]
+    command += [str(source), str(tmp_path / "out.ipynb")]
+    for name, value in OTHER.items():
+        command += ["-p", name, str(value)]
+    started = time.perf_counter()
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        # wait4 counts the kernel too: papermill has waited for it.
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, log.read_text()[-3000:]
+    peak_mb = usage.ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+    record_property("notebook", path.name)
+    record_property("seconds", seconds)
+    record_property("peak_mb", peak_mb)
+    assert seconds < SECONDS
+    assert peak_mb < PEAK_MB
