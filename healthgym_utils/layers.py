@@ -23,9 +23,9 @@ class FeatureEmbedding(nn.Module):
     Raises
     ------
     ValueError
-        In the forward pass, if a code is not one of 0 to K - 1. Clamping it
-        instead, as the published series does, would turn a data error into
-        a valid but wrong class.
+        In the forward pass, if a real is not finite or a code is not one of
+        0 to K - 1. Clamping it instead, as the published series does, would
+        turn a data error into a valid but wrong class.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -44,12 +44,12 @@ class FeatureEmbedding(nn.Module):
             )
         embedded = []
         for index, feature in enumerate(self.schema):
-            column = codes[..., index]
+            column, part = codes[..., index], self.parts[feature.name]
             if feature.is_real:
-                column = column.unsqueeze(-1).to(torch.get_default_dtype())
+                column = _as_numbers(feature, column, part.weight.dtype)
             else:
                 column = _as_codes(feature, column)
-            embedded.append(self.parts[feature.name](column))
+            embedded.append(part(column))
         return torch.cat(embedded, dim=-1)
 
 
@@ -58,6 +58,16 @@ def _embed(feature: Feature) -> nn.Module:
     if feature.is_real:
         return nn.Linear(1, feature.embedding_size)
     return nn.Embedding(feature.width, feature.embedding_size)
+
+
+def _as_numbers(
+    feature: Feature, column: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return reals as a last axis of width 1, or refuse what is no number."""
+    if not column.isfinite().all():
+        bad = column[~column.isfinite()][0].item()
+        raise ValueError(f"{feature.name}: value {bad} is not finite")
+    return column.unsqueeze(-1).to(dtype)
 
 
 def _as_codes(feature: Feature, column: Tensor) -> Tensor:

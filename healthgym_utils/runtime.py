@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 from collections.abc import Iterable
 
@@ -58,4 +59,8 @@ def progress(steps: Iterable, description: str, unit: str = "step") -> tqdm:
     unit : str
         What one step is called.
     """
-    return tqdm(steps, desc=description, unit=unit, leave=False)
+    # The notebook flavour of tqdm does not read the variable by itself.
+    disable = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return tqdm(
+        steps, desc=description, unit=unit, leave=False, disable=disable
+    )

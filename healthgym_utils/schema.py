@@ -439,15 +439,11 @@ def _check_span(feature: Feature, span: Any, expected_start: int) -> None:
         raise SchemaError(
             f"{feature.name}: a span is [start, stop], got {span!r}"
         ) from None
-    if start > expected_start:
+    if start != expected_start:
+        what = "leaves a gap" if start > expected_start else "overlaps"
         raise SchemaError(
-            f"{feature.name}: starts at column {start}, which leaves a gap "
-            f"after column {expected_start - 1}"
-        )
-    if start < expected_start:
-        raise SchemaError(
-            f"{feature.name}: starts at column {start}, which overlaps the "
-            f"feature before it (that ends at {expected_start})"
+            f"{feature.name}: starts at column {start}, which {what}; "
+            f"the columns before it end at {expected_start}"
         )
     if stop - start != feature.width:
         raise SchemaError(

@@ -36,7 +36,11 @@ class Sequences(NamedTuple):
 
     @property
     def lengths(self) -> Tensor:
-        """Months present a patient, shape (patients,)."""
+        """Months present a patient, shape (patients,).
+
+        With a gap in the middle these are not the first months: the mask
+        says which ones they are.
+        """
         return self.mask.sum(dim=1)
 
 
@@ -165,7 +169,7 @@ def _refuse_ragged(ids: np.ndarray, times: np.ndarray) -> None:
         f"patient {first} lacks month {lacking}; months "
         f"{wanted[0]} to {wanted[-1]} are needed and {len(short)} "
         f"patient(s) are incomplete: {names}. Complete or drop them, or "
-        'pass ragged="pad"'
+        'let to_sequences pad them (ragged="pad")'
     )
 
 
@@ -229,7 +233,8 @@ def sequence_loader(
     Raises
     ------
     ValueError
-        If x is not three-dimensional, or the length does not fit.
+        If x is not three-dimensional, the length does not fit, or
+        ``drop_last`` would leave no batch.
     """
     _check_tensor(x)
     length = x.shape[1] if length is None else length
@@ -239,6 +244,11 @@ def sequence_loader(
         )
     if window not in ("first", "random"):
         raise ValueError(f'window is "first" or "random", not {window!r}')
+    if drop_last and batch_size > len(x):
+        raise ValueError(
+            f"drop_last with {len(x)} patients and batch_size {batch_size} "
+            "would serve no batch at all"
+        )
     generator = torch.Generator().manual_seed(seed)
     if window == "random":
         data = RandomWindows(x, length, generator)

@@ -57,6 +57,18 @@ def test_bad_codes_are_refused(codes, code):
         FeatureEmbedding(MADE_UP)(codes)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_reals_are_refused(codes, value):
+    codes[1, 2, 0] = value
+    with pytest.raises(ValueError, match="lactate: value .* is not finite"):
+        FeatureEmbedding(MADE_UP)(codes)
+
+
+def test_double_precision(codes):
+    embed = FeatureEmbedding(MADE_UP).double()
+    assert embed(codes).dtype == torch.float64
+
+
 def test_wrong_number_of_features_is_refused():
     with pytest.raises(ValueError, match="expected 5 features .* got 4"):
         FeatureEmbedding(MADE_UP)(torch.zeros(2, 3, 4))

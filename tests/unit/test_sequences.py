@@ -136,6 +136,8 @@ def test_loader_serves_everybody_once():
     assert batches[0][1].tolist() == [60] * 256
     dropped = list(sequence_loader(x, batch_size=256, drop_last=True))
     assert len(dropped) == 1
+    with pytest.raises(ValueError, match="300 patients and batch_size 301"):
+        sequence_loader(x, batch_size=301, drop_last=True)
 
 
 def test_loader_order_follows_the_seed():

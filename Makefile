@@ -1,0 +1,53 @@
+# Two commands are enough to start: `make book` and `make test`.
+# Both make the environment in .venv first, from the exact lock.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# Two processes with one thread each do more work than one with two.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test quicktest lint notebooks stamp clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+
+book: $(READY) ## Build the book into _build/html/index.html
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	@echo "Open _build/html/index.html"
+
+test: $(READY) lint ## Run every test (minutes)
+	$(BIN)/python -m pytest tests -n 2
+	$(BIN)/python -m pytest notebooks --nbval-lax --nbval-current-env \
+		-n 2 --dist loadscope
+
+quicktest: $(READY) lint ## Run lint and the tests that take seconds
+	$(BIN)/python -m pytest tests -n 2 -m "not slow"
+
+lint: $(READY) ## Check style and formatting, notebooks too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(READY) ## Execute notebooks in place (NAMES="01 02", or all)
+	$(BIN)/python tools/notebooks.py run $(NAMES)
+
+stamp: $(READY) ## Move the project's address everywhere (REPO=owner/name)
+	@test -n "$(REPO)" || \
+		{ echo "Say where to: make stamp REPO=owner/name" >&2; exit 2; }
+	$(BIN)/python tools/notebooks.py stamp $(REPO)
+
+clean: ## Remove the built book and caches, and keep .venv
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not;" \
+		"name one that is: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@

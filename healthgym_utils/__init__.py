@@ -1,0 +1,38 @@
+"""The thin package under the Health Gym book."""
+
+from healthgym_utils import plots
+from healthgym_utils.data import load_art
+from healthgym_utils.layers import FeatureEmbedding
+from healthgym_utils.preprocess import Preprocessor
+from healthgym_utils.runtime import get_device, seed_everything
+from healthgym_utils.schema import (
+    ART_FULL_SCHEMA,
+    ART_SCHEMA,
+    Feature,
+    Schema,
+)
+from healthgym_utils.sequences import (
+    curriculum_loaders,
+    sequence_loader,
+    to_sequences,
+)
+from healthgym_utils.simulate import simulate_art
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ART_FULL_SCHEMA",
+    "ART_SCHEMA",
+    "Feature",
+    "FeatureEmbedding",
+    "Preprocessor",
+    "Schema",
+    "curriculum_loaders",
+    "get_device",
+    "load_art",
+    "plots",
+    "seed_everything",
+    "sequence_loader",
+    "simulate_art",
+    "to_sequences",
+]

@@ -1,0 +1,386 @@
+"""The cohort as one tidy table: published, from a file, or simulated.
+
+Every source ends in the same table: one row a (patient, month), the columns
+of :data:`COLUMNS`, labels decoded, checked against ``ART_FULL_SCHEMA``. The
+published file is the Health Gym v2.0 ART-for-HIV data set (Kuo 2023,
+doi:10.6084/m9.figshare.22827878, CC BY 4.0).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pooch
+import requests
+
+from healthgym_utils.runtime import in_colab
+from healthgym_utils.schema import ART_FLAGS, ART_FULL_SCHEMA, TableError
+from healthgym_utils.simulate import simulate_art
+
+SOURCES = ("auto", "figshare", "simulated")
+COLUMNS = [*ART_FULL_SCHEMA.names, *ART_FLAGS, *ART_FULL_SCHEMA.ids]
+# Raw codes count from 0, but for these two, which count from 1.
+FIRST_CODE = {"Gender": 1, "Ethnic": 1}
+
+FIGSHARE_URL = "https://ndownloader.figshare.com/files/40584980"
+FIGSHARE_NAME = "HealthGymV2_CbdrhDatathon_ART4HIV.csv"
+FIGSHARE_ROWS = 534_960
+FIGSHARE_MONTHS = 60  # for each of 8,916 patients
+TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of the body
+WAYS_OUT = (
+    f"What to do: try again later; or get {FIGSHARE_URL} with a browser and "
+    'call load_art("path/to/file.csv"); or call load_art("simulated"), the '
+    "stand-in cohort that needs no network."
+)
+
+
+class DataError(ValueError):
+    """A cohort cannot be had; the message says why and what to do."""
+
+
+def load_art(
+    source: str | os.PathLike = "auto",
+    n_patients: int | None = None,
+    seed: int = 42,
+    cache: str | os.PathLike | None = None,
+) -> pd.DataFrame:
+    """Load the ART-for-HIV cohort as a tidy table.
+
+    Parameters
+    ----------
+    source : str or path
+        ``"figshare"``: the published cohort, downloaded once and kept.
+        ``"simulated"``: the stand-in cohort, which needs no network.
+        A path: a CSV file as :func:`decode_table` takes it, gzip too.
+        ``"auto"``: what the environment variable ``HEALTHGYM_ART_SOURCE``
+        says, else figshare on Colab and simulated elsewhere; prints which.
+    n_patients : int, optional
+        Keep the first so many patients; all if not given.
+    seed : int
+        Seed of the simulated cohort; no other source is random.
+    cache : path, optional
+        Folder of the downloaded file; else the environment variable
+        ``HEALTHGYM_CACHE``, else the user's cache folder.
+
+    Returns
+    -------
+    DataFrame
+        One row a (patient, month), sorted by both: three labs (float64),
+        seven labels (categorical, classes in the schema's order), three
+        flags (bool), two identifiers (int64). ``attrs["source"]`` is
+        ``"figshare"``, ``"local file"`` or ``"simulated"``.
+
+    Raises
+    ------
+    DataError
+        If the source is unknown, cannot be had, or breaks the format. No
+        other source is ever taken in its place.
+    """
+    whole = isinstance(n_patients, Integral) and n_patients > 0
+    if n_patients is not None and not whole:
+        raise DataError(f"n_patients is 1 or more, or None; got {n_patients}")
+    source = _choose(source)
+    if source == "simulated":
+        size = {} if n_patients is None else {"n_patients": int(n_patients)}
+        return simulate_art(**size, seed=seed)
+    if source == "figshare":
+        table, name = _load_figshare(cache), "figshare"
+    else:
+        table, name = _load_file(source), "local file"
+    if n_patients is not None:
+        table = _first_patients(table, int(n_patients))
+    table.attrs["source"] = name
+    return table
+
+
+def decode_table(raw: pd.DataFrame) -> pd.DataFrame:
+    """Turn a table of the published format into the tidy one.
+
+    Parameters
+    ----------
+    raw : DataFrame
+        One row a (patient, month) in any order, with the 15 columns in any
+        order under raw or tidy names; other columns are left out. Labels may
+        be raw codes or decoded. Each patient has all months from 0 to a last
+        one, which may differ between patients.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`load_art` returns it: sorted by patient and month, with a
+        fresh index.
+
+    Raises
+    ------
+    DataError
+        If a column or a month is missing, a code is unknown, text stands for
+        a number, or the table breaks the schema. The message names the
+        column, the row (as in the index of ``raw``; in a file, counted from
+        0 below the header) and the patient.
+    """
+    table = raw.rename(columns=_tidy_name)
+    for name in COLUMNS:
+        count = list(table.columns).count(name)
+        if count != 1:
+            what = "missing" if count == 0 else f"there {count} times"
+            there = ", ".join(map(str, raw.columns))
+            raise DataError(f"{name}: this column is {what}; got {there}")
+    if table.empty:
+        raise DataError("the table is empty: it has no rows")
+    ids = ART_FULL_SCHEMA.ids
+    table = table.assign(**{name: _whole(table, name) for name in ids})
+    table = table.sort_values(ids, kind="stable")
+    columns = {}
+    for feature in ART_FULL_SCHEMA:
+        if feature.is_real:
+            columns[feature.name] = _numbers(table, feature.name)
+        else:
+            codes = _codes(table, feature.name, feature.classes)
+            labels = pd.Categorical.from_codes(codes, feature.classes)
+            columns[feature.name] = labels
+    for name in ART_FLAGS:
+        columns[name] = _codes(table, name, ("False", "True")) == 1
+    tidy = pd.DataFrame(columns, index=table.index).join(table[ids])
+    try:
+        ART_FULL_SCHEMA.validate(tidy)
+    except TableError as error:
+        raise DataError(str(error)) from error
+    _check_months(tidy)
+    return tidy.reset_index(drop=True)
+
+
+def _choose(source: str | os.PathLike) -> str | Path:
+    """Settle on "figshare", "simulated" or a path; "auto" says on which."""
+    if not isinstance(source, str) or source != "auto":
+        return _known(source)
+    choice = "figshare" if in_colab() else "simulated"
+    wish = os.environ.get("HEALTHGYM_ART_SOURCE", "auto")
+    if wish not in ("", "auto"):
+        choice = _known(wish, " in HEALTHGYM_ART_SOURCE")
+    words = {
+        "figshare": "published data, from figshare",
+        "simulated": "simulated stand-in, not the published data",
+    }
+    print(f"Cohort: {words.get(choice, f'local file {choice}')}")
+    return choice
+
+
+def _known(source: str | os.PathLike, where: str = "") -> str | Path:
+    """Refuse what is neither a source nor looks like a path."""
+    if isinstance(source, os.PathLike):
+        return Path(source)
+    if isinstance(source, str):
+        if source in SOURCES:
+            return source
+        path = Path(source).expanduser()
+        if path.suffix or (source and os.path.exists(path)):
+            return path
+    raise DataError(
+        f"unknown source {source!r}{where}: choose one of "
+        f"{', '.join(SOURCES)}, or the path of a CSV file"
+    )
+
+
+def _first_patients(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Cut a sorted table after its first patients."""
+    column = table[ART_FULL_SCHEMA.patient]
+    patients = column.unique()
+    if count > len(patients):
+        raise DataError(
+            f"n_patients is {count:,}, the cohort has {len(patients):,}"
+        )
+    stop = column.searchsorted(patients[count - 1], side="right")
+    return table.iloc[:stop].copy()
+
+
+def _load_file(path: Path) -> pd.DataFrame:
+    try:
+        return decode_table(_read_csv(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _load_figshare(cache: str | os.PathLike | None) -> pd.DataFrame:
+    """Read the published file, downloading it if the cache has none."""
+    store = pooch.create(
+        path=pooch.os_cache("healthgym") if cache is None else cache,
+        env="HEALTHGYM_CACHE" if cache is None else None,
+        base_url="",
+        registry={FIGSHARE_NAME: None},
+        urls={FIGSHARE_NAME: FIGSHARE_URL},
+    )
+    try:
+        path = store.fetch(FIGSHARE_NAME, downloader=_CheckedDownloader())
+    except (DataError, requests.RequestException) as error:
+        raise DataError(
+            f"could not download {FIGSHARE_URL}: {_why(error)}. {WAYS_OUT}"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache folder {store.abspath}: {error}. Name "
+            f"another one with HEALTHGYM_CACHE or cache=. {WAYS_OUT}"
+        ) from error
+    try:
+        return _read_published(path)
+    except DataError as error:
+        raise DataError(
+            f"the cached file {path} is damaged: {error}. Delete it, and the "
+            f"next load downloads it again. {WAYS_OUT}"
+        ) from error
+
+
+class _CheckedDownloader(pooch.HTTPDownloader):
+    """Refuse what is not the published file before it becomes the cache.
+
+    Pooch downloads to a temporary file in the cache folder and moves it into
+    place once the downloader returns; if it raises, the file is deleted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            progressbar=True,
+            chunk_size=2**16,
+            timeout=TIMEOUT,
+            hooks={"response": _check_status},
+        )
+
+    def __call__(self, url: str, output_file: str, *args: Any) -> None:
+        try:
+            super().__call__(url, output_file, *args)
+        except requests.RequestException:  # once more, as networks hiccup
+            super().__call__(url, output_file, *args)
+        _read_published(output_file)
+        # Temporary files are private; a cache may serve a whole classroom.
+        os.chmod(output_file, 0o644)
+
+
+def _check_status(response: requests.Response, **_: Any) -> None:
+    """Refuse any answer but 200, such as figshare's 202 with no body."""
+    if response.status_code != 200 and not response.is_redirect:
+        raise DataError(
+            f"the server answered {response.status_code} {response.reason} "
+            "instead of 200 OK"
+        )
+
+
+def _why(error: Exception) -> str:
+    """Say in words why a download failed."""
+    if isinstance(error, requests.Timeout):
+        return "the server did not answer in time"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off before the end of the file"
+    if isinstance(error, requests.ConnectionError):
+        return "there is no connection to the server, or it fell silent"
+    return str(error)
+
+
+def _read_published(path: str | os.PathLike) -> pd.DataFrame:
+    """Read the file that figshare serves, and nothing less."""
+    raw = _read_csv(path)
+    if list(map(_tidy_name, raw.columns)) != COLUMNS:
+        there = ", ".join(raw.columns[:20])
+        raise DataError(f"its columns are not the published 15: {there}")
+    if len(raw) != FIGSHARE_ROWS:
+        raise DataError(
+            f"it has {len(raw):,} rows, the published file has "
+            f"{FIGSHARE_ROWS:,}; it was cut short or is another file"
+        )
+    table = decode_table(raw)
+    months = table[ART_FULL_SCHEMA.patient].value_counts()
+    if (months != FIGSHARE_MONTHS).any():
+        raise DataError(f"not every patient has {FIGSHARE_MONTHS} months")
+    return table
+
+
+def _read_csv(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a CSV file as it is, equal column names included."""
+    try:
+        with open(path, "rb") as file:
+            is_page = file.read(512).lstrip().startswith(b"<")
+        if is_page:
+            raise DataError("this is a web page, not a CSV table")
+        # Two lines, so that rows longer than the header are refused here;
+        # pandas would take their first value for the name of the row.
+        header = pd.read_csv(path, header=None, nrows=2, dtype=str)
+        raw = pd.read_csv(path, low_memory=False)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"this cannot be read as CSV: {error}") from error
+    # pandas renames the second of two equal names, which would hide it.
+    raw.columns = header.iloc[0].fillna("").tolist()
+    return raw
+
+
+def _tidy_name(name: Any) -> str:
+    """Turn "Comp. INI" into "Comp_INI"; a tidy name stays as it is."""
+    return re.sub(r"[^0-9A-Za-z]+", "_", str(name)).strip("_")
+
+
+def _numbers(table: pd.DataFrame, name: str) -> pd.Series:
+    """Read a column as float64, refusing text; gaps stay NaN."""
+    column = table[name]
+    if pd.api.types.is_bool_dtype(column.dtype):
+        column = column.astype(str)  # or True would pass for 1
+    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    bad = (numbers.isna() & column.notna()).to_numpy()
+    _refuse(table, name, bad, "is no number")
+    return numbers
+
+
+def _whole(table: pd.DataFrame, name: str) -> pd.Series:
+    """Read a column of identifiers as int64; whole floats will do."""
+    numbers = _numbers(table, name)
+    # Past 2**53 a float cannot tell neighbours apart.
+    good = (numbers % 1 == 0) & (numbers.abs() < 2**53)
+    _refuse(table, name, ~good.to_numpy(), "is no whole number")
+    return numbers.astype("int64")
+
+
+def _codes(
+    table: pd.DataFrame, name: str, classes: tuple[str, ...]
+) -> np.ndarray:
+    """Read raw codes or labels as positions in the classes."""
+    first = FIRST_CODE.get(name, 0)
+    known = {str(k + first): k for k in range(len(classes))}
+    choices = ", ".join(f"{c} {classes[k]}" for c, k in known.items())
+    known |= {label: k for k, label in enumerate(classes)}
+    occurring, values = pd.factorize(table[name])
+    # "1.0" is code 1; a gap is -1 to factorize and picks the -1 at the end.
+    texts = (re.sub(r"\.0+$", "", str(v).strip()) for v in values)
+    codes = np.array([*(known.get(t, -1) for t in texts), -1])[occurring]
+    what = f"is no known code or label; there are {choices}"
+    _refuse(table, name, codes < 0, what)
+    return codes
+
+
+def _refuse(
+    table: pd.DataFrame, name: str, bad: np.ndarray, what: str
+) -> None:
+    """Refuse a column if any row is bad, naming the first one."""
+    if bad.any():
+        value = table[name].iloc[int(bad.argmax())]
+        value = "an empty cell" if pd.isna(value) else repr(str(value))
+        ids = table[ART_FULL_SCHEMA.ids].astype(object)
+        where = ART_FULL_SCHEMA.locate(ids, bad)
+        raise DataError(f"{name}: {value} in {where} {what}")
+
+
+def _check_months(tidy: pd.DataFrame) -> None:
+    """Refuse a sorted table in which a patient lacks a month."""
+    patient, month = ART_FULL_SCHEMA.ids
+    expected = tidy.groupby(patient).cumcount().to_numpy()
+    bad = tidy[month].to_numpy() != expected
+    if bad.any():
+        raise DataError(
+            f"{month}: month {expected[bad.argmax()]} is missing before "
+            f"{ART_FULL_SCHEMA.locate(tidy, bad)}; each patient needs all "
+            "months from 0 on"
+        )
