@@ -21,9 +21,8 @@ book: $(READY) ## Build the book into _build/html/index.html
 	@echo "Open _build/html/index.html"
 
 test: $(READY) lint ## Run every test (minutes)
-	$(BIN)/python -m pytest tests -n 2
-	$(BIN)/python -m pytest notebooks --nbval-lax --nbval-current-env \
-		-n 2 --dist loadscope
+	$(BIN)/python -m pytest tests notebooks -n 2 --dist loadgroup \
+		--nbval-lax --nbval-current-env
 
 quicktest: $(READY) lint ## Run lint and the tests that take seconds
 	$(BIN)/python -m pytest tests -n 2 -m "not slow"
