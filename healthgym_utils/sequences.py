@@ -274,15 +274,16 @@ def curriculum_loaders(
 ) -> dict[int, DataLoader]:
     """One loader a lesson, from short sequences to long ones.
 
-    Curriculum learning (Bengio et al. 2009): an epoch walks the loaders in
-    order, so that a model sees short histories before long ones.
+    An epoch walks the loaders in order, so that a model sees short histories
+    before long ones: curriculum learning (Bengio et al. 2009), begun anew in
+    every epoch, as the published series does.
 
     Parameters
     ----------
     x : Tensor, shape (patients, months, columns)
     lengths : iterable of int or None
         Months a lesson; if None every tenth month and the last, which is
-        10, 20, ..., 60 for sixty months.
+        10, 20, ..., 60 for sixty months. A repeated length counts once.
     batch_size, window, shuffle, drop_last, seed
         As in :func:`sequence_loader`; lesson k uses ``seed + k``.
 
