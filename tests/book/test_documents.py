@@ -33,7 +33,7 @@ def _project_files():
     for top in ROOT.iterdir():
         if top.is_file():
             yield top
-        elif top.name not in made:
+        elif top.name not in made and top.suffix != ".egg-info":
             yield from (path for path in top.rglob("*") if path.is_file())
 
 
