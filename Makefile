@@ -21,7 +21,7 @@ book: $(READY) ## Build the book into _build/html/index.html
 	@echo "Open _build/html/index.html"
 
 test: $(READY) lint ## Run every test (minutes)
-	$(BIN)/python -m pytest tests notebooks -n 2 --dist loadgroup \
+	$(BIN)/python -m pytest tests notebooks -n 2 \
 		--nbval-lax --nbval-current-env
 
 quicktest: $(READY) lint ## Run lint and the tests that take seconds

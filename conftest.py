@@ -5,13 +5,27 @@ from pathlib import Path
 
 import pytest
 from _pytest.terminal import TerminalReporter
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the cells of a notebook together: they share one kernel."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+class NotebookScheduling(LoadScopeScheduling):
+    """Keep the cells of a notebook together, and spread all other tests.
+
+    The cells share one kernel. pytest-xdist's own groups would do, but their
+    marks do not reach the scheduler under the pytest that is locked here.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if path.endswith(".ipynb") else nodeid
+
+
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer
+) -> NotebookScheduling:
+    """Tell pytest-xdist to schedule so."""
+    return NotebookScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
