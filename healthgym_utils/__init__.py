@@ -2,7 +2,14 @@
 
 from healthgym_utils import plots
 from healthgym_utils.data import load_art
-from healthgym_utils.layers import FeatureEmbedding
+from healthgym_utils.gan import (
+    WGANGP,
+    Critic,
+    Generator,
+    correlation,
+    gradient_penalty,
+)
+from healthgym_utils.layers import LSTM, FeatureEmbedding
 from healthgym_utils.preprocess import Preprocessor
 from healthgym_utils.runtime import get_device, seed_everything
 from healthgym_utils.schema import (
@@ -23,12 +30,18 @@ __version__ = "0.1.0"
 __all__ = [
     "ART_FULL_SCHEMA",
     "ART_SCHEMA",
+    "LSTM",
+    "WGANGP",
+    "Critic",
     "Feature",
     "FeatureEmbedding",
+    "Generator",
     "Preprocessor",
     "Schema",
+    "correlation",
     "curriculum_loaders",
     "get_device",
+    "gradient_penalty",
     "load_art",
     "plots",
     "seed_everything",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from healthgym_utils.schema import Feature, Schema
@@ -81,3 +82,103 @@ def _as_codes(feature: Feature, column: Tensor) -> Tensor:
             f"{feature.width - 1} ({', '.join(feature.classes)})"
         )
     return column.long()
+
+
+class SoftEmbedding(nn.Module):
+    """Embed design-matrix rows, hard or soft, so that gradients flow.
+
+    A block of class columns is multiplied by its embedding matrix: a one-hot
+    block picks a row of the matrix, a softmax block mixes rows. Reals pass
+    through as they are.
+
+    Parameters
+    ----------
+    schema : Schema
+        Spans and embedding sizes.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.schema = schema
+        self.tables = nn.ModuleDict(
+            {
+                f.name: nn.Linear(f.width, f.embedding_size, bias=False)
+                for f in schema.categoricals
+            }
+        )
+        for table in self.tables.values():
+            nn.init.normal_(table.weight)  # as nn.Embedding starts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed x, shape (..., schema.width), to (..., embedding_width)."""
+        parts = []
+        for feature in self.schema:
+            block = x[..., self.schema.spans[feature.name]]
+            if not feature.is_real:
+                block = self.tables[feature.name](block)
+            parts.append(block)
+        return torch.cat(parts, dim=-1)
+
+
+class LSTM(nn.Module):
+    """A bidirectional LSTM that can be differentiated twice.
+
+    Hochreiter & Schmidhuber (1997), with forget gates: gates i, f, o are
+    sigmoids, g is a tanh, ``c_t = f c + i g`` and ``h_t = o tanh(c_t)``. The
+    backward direction is flipped back, so that month t of the output has
+    read months 0..t forwards and months T-1..t backwards.
+
+    The weights are those of :class:`torch.nn.LSTM`, whose fused kernels are
+    several times faster and cannot be differentiated twice on every device.
+    A gradient penalty needs that, and takes :meth:`unrolled`: the same
+    arithmetic, month by month.
+
+    Parameters
+    ----------
+    inputs, hidden : int
+        Width of the input, and of each direction's state.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.fused = nn.LSTM(
+            inputs, hidden, batch_first=True, bidirectional=True
+        )
+
+    def forward(self, x: Tensor, unrolled: bool = False) -> Tensor:
+        """Read x, shape (batch, months, inputs).
+
+        Returns
+        -------
+        Tensor, shape (batch, months, 2 * hidden)
+            Forward states, then backward states.
+        """
+        return self.unrolled(x) if unrolled else self.fused(x)[0]
+
+    def unrolled(self, x: Tensor) -> Tensor:
+        """Step through the months; both directions in one batched product."""
+        w = self.fused
+        months = x.shape[1]
+        # All input projections at once: only the recurrence needs a loop.
+        ahead = F.linear(x, w.weight_ih_l0, w.bias_ih_l0 + w.bias_hh_l0)
+        back = F.linear(
+            x.flip(1),
+            w.weight_ih_l0_reverse,
+            w.bias_ih_l0_reverse + w.bias_hh_l0_reverse,
+        )
+        projected = torch.stack([ahead, back]).unbind(2)
+        recurrent = torch.stack([w.weight_hh_l0.T, w.weight_hh_l0_reverse.T])
+        h = c = None
+        states = []
+        for month in range(months):
+            gates = projected[month]
+            if h is not None:
+                gates = torch.baddbmm(gates, h, recurrent)
+            i, f, g, o = gates.chunk(4, dim=-1)
+            new = i.sigmoid() * g.tanh()
+            c = new if c is None else f.sigmoid() * c + new
+            h = o.sigmoid() * c.tanh()
+            states.append(h)
+        both = torch.stack(states, dim=2)
+        return torch.cat([both[0], both[1].flip(1)], dim=-1)

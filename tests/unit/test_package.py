@@ -17,6 +17,8 @@ ORDER = [
     "sequences",
     "preprocess",
     "layers",
+    "checkpoint",
+    "gan",
     "plots",
 ]
 

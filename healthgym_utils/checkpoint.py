@@ -1,0 +1,143 @@
+"""Checkpoints: safetensors with a JSON header, written whole or not at all.
+
+A checkpoint from a stranger can be wrong, and cannot run code: tensors and
+JSON are all that is read. See :func:`save` for the layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from healthgym_utils.schema import Schema
+
+FORMAT = "healthgym-checkpoint"
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says why."""
+
+
+def save(
+    path: str | os.PathLike, tensors: dict[str, Tensor], header: dict[str, Any]
+) -> None:
+    """Write tensors and a header to one file, atomically.
+
+    The file is written beside its place, flushed to the disk, and moved
+    over the old one. A kill at any moment leaves the old file or the new
+    one, never half of either.
+
+    Parameters
+    ----------
+    path : path
+        Where to, such as ``"v1.safetensors"``.
+    tensors : dict of str to Tensor
+        Weights, optimiser moments, states of random generators.
+    header : dict
+        JSON types only: schema, settings, seed, epoch, history.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    text = json.dumps(header | {"format_version": FORMAT_VERSION})
+    whole = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+    try:
+        save_file(whole, partial, {"format": FORMAT, "header": text})
+        with open(partial, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_header(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint's header without its tensors.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, truncated, foreign, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with safetensors.safe_open(path, "pt") as stream:
+            metadata = stream.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); it may have "
+            "been cut short: copy or download it again"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but no checkpoint of this package"
+        )
+    try:
+        header = json.loads(metadata["header"])
+        version = header["format_version"]
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: its header is damaged") from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format {version} is newer than this package can read "
+            f"({FORMAT_VERSION}); update healthgym-utils"
+        )
+    return header
+
+
+def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and header; raises as :func:`read_header` does."""
+    header = read_header(path)
+    try:
+        return load_file(path), header
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def check(
+    path: str | os.PathLike, header: dict[str, Any], model: str, schema: Schema
+) -> None:
+    """Refuse a checkpoint of another model or of another schema.
+
+    Parameters
+    ----------
+    path : path
+        For the message.
+    header : dict
+        As :func:`read_header` returns it.
+    model : str
+        Name of the class that is to be rebuilt.
+    schema : Schema
+        What the caller expects the columns to mean.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the feature that differs first.
+    """
+    if header.get("model") != model:
+        raise CheckpointError(
+            f"{path}: holds a {header.get('model')}, not a {model}"
+        )
+    try:
+        saved = Schema.from_dict(header["schema"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its schema is damaged ({error})"
+        ) from None
+    if saved == schema:
+        return
+    pairs = zip(saved, schema, strict=False)
+    differing = [theirs.name for theirs, ours in pairs if theirs != ours]
+    what = differing[0] if differing else "the number of features"
+    raise CheckpointError(
+        f"{path}: was trained with another schema, {saved.name!r}: "
+        f"{what} differs from {schema.name!r}"
+    )

@@ -1,0 +1,562 @@
+"""Health Gym v1: a recurrent WGAN with gradient penalty.
+
+Kuo et al. (2022), Scientific Data: a biLSTM generator against a biLSTM
+critic; Gulrajani et al. (2017) for the penalty. Later generations swap the
+generator or add a memory, and keep this trainer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from healthgym_utils import checkpoint
+from healthgym_utils.layers import LSTM, SoftEmbedding
+from healthgym_utils.runtime import get_device, progress
+from healthgym_utils.schema import Schema
+from healthgym_utils.sequences import RandomWindows
+
+SLOPE = 0.1  # of every LeakyReLU, as published
+
+
+class Generator(nn.Module):
+    """Turn noise into rows that are valid by construction.
+
+    Parameters
+    ----------
+    schema : Schema
+        Which columns are reals (sigmoid) and which are blocks (softmax).
+    latent, hidden : int
+        Width of the noise, and of each direction's state.
+    """
+
+    def __init__(
+        self, schema: Schema, latent: int = 128, hidden: int = 128
+    ) -> None:
+        super().__init__()
+        self.schema = schema
+        self.latent = latent
+        self.lstm = LSTM(latent, hidden)
+        self.body = nn.Sequential(
+            nn.Linear(2 * hidden, hidden),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(hidden, schema.width),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map noise (batch, months, latent) to (batch, months, width)."""
+        return to_valid(self.body(self.lstm(z)), self.schema)
+
+
+def to_valid(raw: Tensor, schema: Schema) -> Tensor:
+    """Squash reals into [0, 1] and blocks onto the simplex.
+
+    Parameters
+    ----------
+    raw : Tensor, shape (..., schema.width)
+        Unbounded outputs of a network.
+    """
+    parts = []
+    for feature in schema:
+        block = raw[..., schema.spans[feature.name]]
+        valid = block.sigmoid() if feature.is_real else block.softmax(dim=-1)
+        parts.append(valid)
+    return torch.cat(parts, dim=-1)
+
+
+class Critic(nn.Module):
+    """Score sequences; only differences between scores mean anything.
+
+    Parameters
+    ----------
+    schema : Schema
+    hidden : int
+        Width of the layers, and of each direction's state.
+    """
+
+    def __init__(self, schema: Schema, hidden: int = 128) -> None:
+        super().__init__()
+        self.embed = SoftEmbedding(schema)
+        self.body = nn.Sequential(
+            nn.Linear(schema.embedding_width, hidden),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(SLOPE),
+        )
+        self.lstm = LSTM(hidden, hidden)
+        self.score = nn.Linear(2 * hidden, 1)
+
+    def forward(self, x: Tensor, unrolled: bool = False) -> Tensor:
+        """Score x, shape (batch, months, width), to shape (batch,).
+
+        ``unrolled`` takes the path that can be differentiated twice.
+        """
+        states = self.lstm(self.body(self.embed(x)), unrolled)
+        ahead, back = states.chunk(2, dim=-1)
+        # Each direction's last state: the backward one ends at month 0.
+        final = torch.cat([ahead[:, -1], back[:, 0]], dim=-1)
+        return self.score(final).squeeze(-1)
+
+
+def gradient_penalty(
+    critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Penalise critic slopes other than 1 between real and fake.
+
+    Gulrajani et al. (2017), eq. 3: ``(norm - 1)^2`` of the gradient at
+    ``alpha * real + (1 - alpha) * fake``, where the norm is taken over all
+    months and columns of a sample. Both ends are detached: the penalty
+    teaches the critic, so a path into the generator would cost time and
+    change nothing.
+
+    Parameters
+    ----------
+    critic : module
+        Called with ``unrolled=True``.
+    real, fake : Tensor, shape (batch, months, width)
+    alpha : Tensor, shape (batch, 1, 1)
+        Places between them, uniform on [0, 1).
+
+    Returns
+    -------
+    penalty : Tensor, shape ()
+        To be multiplied by its weight.
+    norms : Tensor, shape (batch,)
+        Detached, for watching.
+    """
+    x = alpha * real.detach() + (1 - alpha) * fake.detach()
+    x.requires_grad_()
+    scores = critic(x, unrolled=True)
+    (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    norms = slope.flatten(1).norm(dim=1)
+    return (norms - 1).square().mean(), norms.detach()
+
+
+def correlation(x: Tensor) -> Tensor:
+    """Pearson correlation of columns, over all patients and months.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., columns)
+
+    Returns
+    -------
+    Tensor, shape (columns, columns)
+        As ``numpy.corrcoef``, but 0 where a column is constant.
+    """
+    flat = x.flatten(0, -2)
+    centred = flat - flat.mean(dim=0)
+    norms = centred.norm(dim=0)
+    # A constant column keeps rounding noise, whose correlation means nothing.
+    noise = 1e-6 * flat.norm(dim=0).clamp(min=1e-6)
+    varies = norms > noise
+    unit = centred * varies / torch.where(varies, norms, 1.0)
+    return unit.T @ unit
+
+
+def correlation_loss(fake: Tensor, target: Tensor, bound: Tensor) -> Tensor:
+    """L1 distance of correlations, each difference clipped at a bound.
+
+    Parameters
+    ----------
+    fake : Tensor, shape (batch, months, width)
+    target : Tensor, shape (width, width)
+        Correlations of the data, over the same months.
+    bound : Tensor, shape (width, width)
+        Fresh uniforms on [0, 1), as published: a clipped entry has no
+        gradient, so large differences are corrected nearly always and small
+        ones seldom. In expectation ``|d|`` becomes ``|d| - d**2 / 2``.
+    """
+    difference = (correlation(fake) - target).abs()
+    return torch.minimum(difference, bound).mean()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of a WGAN-GP; the defaults are the published ones.
+
+    Parameters
+    ----------
+    latent, hidden : int
+        Width of the noise, and of layers and states.
+    learning_rate, beta1, beta2 : float
+        Adam's, for both networks.
+    critic_steps : int
+        Critic updates for each generator update.
+    penalty_weight, correlation_weight : float
+        Weights of the gradient penalty and of the correlation loss.
+    bf16 : bool
+        Whether the critic's matrix products run in bfloat16; faster where
+        the processor has it, and no longer equal to the last bits.
+    seed : int
+        Of the weights and of every draw in training.
+    """
+
+    latent: int = 128
+    hidden: int = 128
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    critic_steps: int = 5
+    penalty_weight: float = 10.0
+    correlation_weight: float = 10.0
+    bf16: bool = False
+    seed: int = 42
+
+
+class WGANGP:
+    """A generator and a critic, trained against each other.
+
+    Parameters
+    ----------
+    schema : Schema
+        What a row means.
+    generator : module, optional
+        Maps (batch, months, latent) to valid rows; :class:`Generator` if
+        not given. Another one has to be given again when loading.
+    settings : Settings, optional
+        Hyper-parameters; the published ones if not given.
+    device : torch.device, optional
+        The fastest at hand if not given.
+
+    Examples
+    --------
+    >>> model = WGANGP(ART_SCHEMA)
+    >>> model.fit(curriculum_loaders(x), epochs=100)
+    >>> fake = model.sample(300, months=60)
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        generator: nn.Module | None = None,
+        settings: Settings | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        s = self.settings = settings or Settings()
+        self.schema = schema
+        self.device = device or get_device()
+        # Weights follow the seed, and nobody else's random numbers move.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(s.seed)
+            self.generator = generator or Generator(schema, s.latent, s.hidden)
+            self.critic = Critic(schema, s.hidden)
+        self.generator.to(self.device)
+        self.critic.to(self.device)
+        options = {"lr": s.learning_rate, "betas": (s.beta1, s.beta2)}
+        self.adams = {
+            "generator": torch.optim.Adam(
+                self.generator.parameters(), **options
+            ),
+            "critic": torch.optim.Adam(self.critic.parameters(), **options),
+        }
+        # On the CPU whatever the device, so that draws are the same.
+        self.random = torch.Generator().manual_seed(s.seed)
+        self.epoch = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.fingerprint = ""
+        self.loader_states: dict[int, Tensor] = {}
+
+    def fit(
+        self,
+        loaders: Mapping[int, DataLoader],
+        epochs: int,
+        checkpoint_path: str | os.PathLike | None = None,
+    ) -> list[dict[str, float]]:
+        """Train until so many epochs have been done in all.
+
+        Parameters
+        ----------
+        loaders : dict of int to DataLoader
+            Lessons by length, as :func:`curriculum_loaders` makes them.
+        epochs : int
+            Global: a model resumed at 100 and told 200 does 100 more.
+        checkpoint_path : path, optional
+            Where to save after every epoch.
+
+        Returns
+        -------
+        list of dict
+            One record a generator update, of all epochs so far.
+        """
+        targets = self._target_correlations(loaders)
+        self._continue_loaders(loaders)
+        bar = progress(range(self.epoch, epochs), "training", "epoch")
+        for _ in bar:
+            started = time.perf_counter()
+            for length, loader in loaders.items():
+                for real, _ in loader:
+                    record = self._train_batch(
+                        real.to(self.device), targets[length]
+                    )
+                    self.history.append(
+                        {"epoch": self.epoch + 1, "length": length} | record
+                    )
+            bar.set_postfix(
+                critic=f"{record['critic_loss']:.2f}",
+                generator=f"{record['generator_loss']:.2f}",
+            )
+            self.epoch += 1
+            self.seconds += time.perf_counter() - started
+            self.loader_states = {
+                length: loader.generator.get_state()
+                for length, loader in loaders.items()
+            }
+            if checkpoint_path is not None:
+                self.save(checkpoint_path)
+        return self.history
+
+    def sample(
+        self, patients: int, months: int, seed: int = 0, batch_size: int = 256
+    ) -> Tensor:
+        """Generate sequences, shape (patients, months, schema.width)."""
+        if patients < 1 or months < 1:
+            raise ValueError(
+                "patients and months are 1 or more, got "
+                f"{patients} and {months}"
+            )
+        random = torch.Generator().manual_seed(seed)
+        parts = []
+        with torch.no_grad():
+            for start in range(0, patients, batch_size):
+                size = min(batch_size, patients - start)
+                z = self._noise(size, months, random)
+                parts.append(self.generator(z).float().cpu())
+        return torch.cat(parts)
+
+    def _noise(
+        self, batch: int, months: int, random: torch.Generator
+    ) -> Tensor:
+        """Draw noise, uniform on [0, 1) as the published code does."""
+        shape = (batch, months, self.settings.latent)
+        return torch.rand(shape, generator=random).to(self.device)
+
+    def _continue_loaders(self, loaders: Mapping[int, DataLoader]) -> None:
+        """Take up the loaders where the last epoch left them."""
+        fingerprint = _fingerprint(loaders)
+        if self.fingerprint and fingerprint != self.fingerprint:
+            raise ValueError(
+                f"this model was trained for {self.epoch} epochs on other "
+                "data; resume with the same patients, lengths and "
+                "preprocessing, or start a new model"
+            )
+        self.fingerprint = fingerprint
+        for length, state in self.loader_states.items():
+            loaders[length].generator.set_state(state)
+
+    def _target_correlations(
+        self, loaders: Mapping[int, DataLoader]
+    ) -> dict[int, Tensor]:
+        """Correlations of the data over the months that a lesson draws on."""
+        return {
+            length: correlation(_sequences_of(loader)).to(self.device)
+            for length, loader in loaders.items()
+        }
+
+    def _train_batch(self, real: Tensor, target: Tensor) -> dict[str, float]:
+        """Take the critic steps and the generator step of one batch."""
+        for _ in range(self.settings.critic_steps):
+            record = self.critic_step(real)
+        return record | self.generator_step(len(real), real.shape[1], target)
+
+    def critic_step(self, real: Tensor) -> dict[str, float]:
+        """Update the critic once on a batch and as many fakes."""
+        s = self.settings
+        with torch.no_grad():  # the critic's lesson ends at the critic
+            z = self._noise(len(real), real.shape[1], self.random)
+            fake = self.generator(z)
+        alpha = torch.rand((len(real), 1, 1), generator=self.random)
+        with self._precision():
+            scores = self.critic(torch.cat([real, fake]))
+            on_real, on_fake = scores.chunk(2)
+            penalty, norms = gradient_penalty(
+                self.critic, real, fake, alpha.to(self.device)
+            )
+            gap = on_fake.mean() - on_real.mean()
+            loss = gap + s.penalty_weight * penalty
+        self._update("critic", loss)
+        return {
+            "critic_loss": loss.item(),
+            "penalty": penalty.item(),
+            "score_real": on_real.mean().item(),
+            "score_fake": on_fake.mean().item(),
+            "gradient_norm": norms.mean().item(),
+        }
+
+    def generator_step(
+        self, batch: int, months: int, target: Tensor
+    ) -> dict[str, float]:
+        """Update the generator once, against a frozen critic."""
+        s = self.settings
+        z = self._noise(batch, months, self.random)
+        bound = torch.rand(target.shape, generator=self.random)
+        self.critic.requires_grad_(False)
+        with self._precision():
+            fake = self.generator(z)
+            score = self.critic(fake).mean()
+        matched = correlation_loss(fake.float(), target, bound.to(self.device))
+        loss = s.correlation_weight * matched - score
+        self._update("generator", loss)
+        self.critic.requires_grad_(True)
+        return {
+            "generator_loss": loss.item(),
+            "correlation_loss": matched.item(),
+        }
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings.bf16
+        )
+
+    def _update(self, name: str, loss: Tensor) -> None:
+        adam = self.adams[name]
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    def save(
+        self, path: str | os.PathLike, weights_only: bool = False
+    ) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            Where to, such as ``"v1.safetensors"``.
+        weights_only : bool
+            Leave out what only resuming needs, and store weights in half
+            precision: a small file to sample from.
+        """
+        dtype = torch.float16 if weights_only else None
+        tensors = {
+            f"{name}.{key}": value.to(dtype) if dtype else value
+            for name, network in self._networks().items()
+            for key, value in network.state_dict().items()
+        }
+        if not weights_only:
+            tensors["random"] = self.random.get_state()
+            for length, state in self.loader_states.items():
+                tensors[f"loader.{length}"] = state
+            for name, adam in self.adams.items():
+                for index, state in adam.state_dict()["state"].items():
+                    for key, value in state.items():
+                        tensors[f"adam.{name}.{index}.{key}"] = value
+        header = {
+            "model": type(self).__name__,
+            "schema": self.schema.to_dict(),
+            "settings": asdict(self.settings),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "fingerprint": self.fingerprint,
+            "weights_only": weights_only,
+            "history": _columns(self.history),
+        }
+        checkpoint.save(path, tensors, header)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        schema: Schema,
+        generator: nn.Module | None = None,
+        device: torch.device | None = None,
+    ) -> WGANGP:
+        """Rebuild a saved model; on the CPU, training goes on bit for bit.
+
+        Parameters
+        ----------
+        path : path
+            As given to :meth:`save`.
+        schema : Schema
+            What the caller expects the columns to mean.
+        generator : module, optional
+            As given to the model that was saved.
+        device : torch.device, optional
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged or foreign, or holds another model or
+            another schema.
+        """
+        tensors, header = checkpoint.load(path)
+        checkpoint.check(path, header, cls.__name__, schema)
+        model = cls(schema, generator, Settings(**header["settings"]), device)
+        for name, network in model._networks().items():
+            weights = _part(tensors, name)
+            try:
+                network.load_state_dict(weights)
+            except RuntimeError as error:
+                raise checkpoint.CheckpointError(
+                    f"{path}: its {name} is of another architecture ({error})"
+                ) from None
+        model.epoch = header["epoch"]
+        model.seconds = header["seconds"]
+        model.fingerprint = header["fingerprint"]
+        model.history = _records(header["history"])
+        if not header["weights_only"]:
+            model._load_training_state(tensors)
+        return model
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "critic": self.critic}
+
+    def _load_training_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over random states and Adam's moments."""
+        self.random.set_state(tensors["random"])
+        self.loader_states = {
+            int(length): state
+            for length, state in _part(tensors, "loader").items()
+        }
+        for name, adam in self.adams.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in _part(tensors, f"adam.{name}").items():
+                index, _, moment = key.partition(".")
+                state.setdefault(int(index), {})[moment] = value
+            adam.load_state_dict(adam.state_dict() | {"state": state})
+
+
+def _sequences_of(loader: DataLoader) -> Tensor:
+    """Return what a loader draws from, in the order of its patients."""
+    data = loader.dataset
+    return data.x if isinstance(data, RandomWindows) else data.tensors[0]
+
+
+def _fingerprint(loaders: Mapping[int, DataLoader]) -> str:
+    """Hash lessons and the longest one's data, so that mix-ups are found."""
+    digest = hashlib.sha256(repr(sorted(loaders)).encode())
+    longest = loaders[max(loaders)]
+    digest.update(_sequences_of(longest).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Pick the tensors under a name, without it."""
+    start = f"{name}."
+    return {
+        key.removeprefix(start): value
+        for key, value in tensors.items()
+        if key.startswith(start)
+    }
+
+
+def _columns(records: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Turn records into columns, which JSON holds more compactly."""
+    names = records[0] if records else {}
+    return {name: [record[name] for record in records] for name in names}
+
+
+def _records(columns: dict[str, list[float]]) -> list[dict[str, float]]:
+    """Undo _columns."""
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
