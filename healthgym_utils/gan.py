@@ -155,11 +155,14 @@ def correlation(x: Tensor) -> Tensor:
     """
     flat = x.flatten(0, -2)
     centred = flat - flat.mean(dim=0)
-    norms = centred.norm(dim=0)
+    # Not norm(dim=0), whose float32 sums lose three digits on long columns.
+    squares = centred.square().sum(dim=0)
     # A constant column keeps rounding noise, whose correlation means nothing.
-    noise = 1e-6 * flat.norm(dim=0).clamp(min=1e-6)
-    varies = norms > noise
-    unit = centred * varies / torch.where(varies, norms, 1.0)
+    noise = 1e-10 * flat.square().sum(dim=0).clamp(min=1e-12)
+    varies = squares > noise
+    # Replaced before the root, whose slope at 0 would be infinite.
+    norms = torch.where(varies, squares, 1.0).sqrt()
+    unit = centred * varies / norms
     return unit.T @ unit
 
 
@@ -172,9 +175,10 @@ def correlation_loss(fake: Tensor, target: Tensor, bound: Tensor) -> Tensor:
     target : Tensor, shape (width, width)
         Correlations of the data, over the same months.
     bound : Tensor, shape (width, width)
-        Fresh uniforms on [0, 1), as published: a clipped entry has no
-        gradient, so large differences are corrected nearly always and small
-        ones seldom. In expectation ``|d|`` becomes ``|d| - d**2 / 2``.
+        Fresh uniforms on [0, 1), as published. A clipped entry has no
+        gradient, so a difference d is corrected with probability 1 - d:
+        small ones nearly always, large ones seldom, from 1 on never. In
+        expectation d becomes ``d - d**2 / 2`` (for d up to 1).
     """
     difference = (correlation(fake) - target).abs()
     return torch.minimum(difference, bound).mean()

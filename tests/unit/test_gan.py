@@ -184,6 +184,12 @@ def test_correlation_is_numpys(x):
     np.testing.assert_allclose(correlation(rows), expected, atol=1e-12)
 
 
+def test_correlation_is_accurate_in_float32():
+    rows = torch.rand(300, 60, 4) ** 3
+    exact = correlation(rows.double()).float()
+    assert (correlation(rows) - exact).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e4])
 def test_constant_columns_correlate_with_nothing(value):
     rows = torch.rand(50, 60, 3)
@@ -193,6 +199,9 @@ def test_constant_columns_correlate_with_nothing(value):
     assert (found[:, 1] == 0).all()
     assert found.isfinite().all()
     assert found[0, 0] == pytest.approx(1, abs=1e-5)
+    rows.requires_grad_()
+    correlation(rows).sum().backward()
+    assert rows.grad.isfinite().all()
 
 
 def test_random_bound_has_its_expectation():
