@@ -304,33 +304,34 @@ def test_weights_only_is_small_and_samples_alike(x, tmp_path):
     assert 0 < gap < 0.01
 
 
-# Imports once, then forks a child a line read, which trains and may be killed.
+# Imports once, then forks a child a line read, which trains as many epochs.
 TRAINER = """
 import os, sys, torch
 sys.path[:0] = {folders!r}
 torch.set_num_threads(1)
-from test_gan import train_to_the_end
-for _ in sys.stdin:
+from test_gan import train_on
+for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        train_to_the_end({path!r})
+        train_on({path!r}, int(line))
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
+FOR_EVER = 1_000_000
 
 
-def train_to_the_end(path):
-    """Start or resume a run of 50 epochs; report once one is done."""
+def train_on(path, more):
+    """Start or resume, save after each epoch, and report the first one."""
     table = made_up_table(MADE_UP, 9, 17, seed=0)
     x = Preprocessor(MADE_UP).fit(table).transform(table)
     model = small_model()
     if Path(path).exists():
         model = WGANGP.load(path, MADE_UP, device=CPU)
-    loaders = small_loaders(x)
+    loaders, goal = small_loaders(x), model.epoch + more
     model.fit(loaders, epochs=model.epoch + 1, checkpoint_path=path)
     print("under way", flush=True)
-    model.fit(loaders, epochs=50, checkpoint_path=path)
+    model.fit(loaders, epochs=goal, checkpoint_path=path)
 
 
 @pytest.mark.slow
@@ -338,18 +339,21 @@ def test_kill_at_any_moment(x, tmp_path):
     """Killed twenty times at random, training ends as if never disturbed."""
     path = tmp_path / "m.safetensors"
     folders = [p for p in sys.path if Path(p).name in ("tests", "unit")]
-    script = TRAINER.format(folders=folders, path=str(path))
     trainer = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [
+            sys.executable,
+            "-c",
+            TRAINER.format(folders=folders, path=str(path)),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
     )
 
-    def run(kill_after=None):
+    def run(more, kill_after=None):
         """Run one child; return how it ended."""
-        trainer.stdin.write("go\n")
+        trainer.stdin.write(f"{more}\n")
         child = int(trainer.stdout.readline())
         assert trainer.stdout.readline() == "under way\n"
         if kill_after is not None:
@@ -357,22 +361,20 @@ def test_kill_at_any_moment(x, tmp_path):
             os.kill(child, signal.SIGKILL)
         return os.waitstatus_to_exitcode(int(trainer.stdout.readline()))
 
-    rehearsal = small_model()
-    rehearsal.fit(small_loaders(x), epochs=3)
-    window = rehearsal.seconds / 3  # as long as an epoch takes
     dice = random.Random(0)
-    ends = [run(dice.uniform(0, window)) for _ in range(20)]
-    assert ends == [-signal.SIGKILL] * 20  # none of them had finished
-    assert 20 <= WGANGP.load(path, MADE_UP, device=CPU).epoch < 50
-    assert run() == 0
+    for _ in range(20):
+        assert run(FOR_EVER, dice.uniform(0, 0.15)) == -signal.SIGKILL
+    assert run(more=2) == 0
     trainer.stdin.close()
     trainer.wait()
+    killed = WGANGP.load(path, MADE_UP, device=CPU)
+    assert killed.epoch >= 22
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     straight = small_model()
-    straight.fit(small_loaders(x), epochs=50)
+    straight.fit(small_loaders(x), epochs=killed.epoch)
     torch.set_num_threads(threads)
-    assert_same(WGANGP.load(path, MADE_UP, device=CPU), straight)
+    assert_same(killed, straight)
 
 
 @pytest.fixture
