@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,16 @@ def save(
     tensors : dict of str to Tensor
         Weights, optimiser moments, states of random generators.
     header : dict
-        JSON types only: schema, settings, seed, epoch, history.
+        JSON types only: schema, settings, seed, epoch, history. The
+        versions of the format and of the package are added.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    text = json.dumps(header | {"format_version": FORMAT_VERSION})
+    versions = {
+        "format_version": FORMAT_VERSION,
+        "package_version": version("healthgym-utils"),
+    }
+    text = json.dumps(header | versions)
     whole = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
     try:
         save_file(whole, partial, {"format": FORMAT, "header": text})
@@ -81,13 +87,15 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         )
     try:
         header = json.loads(metadata["header"])
-        version = header["format_version"]
+        format_version = header["format_version"]
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: its header is damaged") from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(format_version, int) or (
+        format_version > FORMAT_VERSION
+    ):
         raise CheckpointError(
-            f"{path}: format {version} is newer than this package can read "
-            f"({FORMAT_VERSION}); update healthgym-utils"
+            f"{path}: format {format_version} is newer than this package "
+            f"can read ({FORMAT_VERSION}); update healthgym-utils"
         )
     return header
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +101,7 @@ class Critic(nn.Module):
 
         ``unrolled`` takes the path that can be differentiated twice.
         """
-        states = self.lstm(self.body(self.embed(x)), unrolled)
-        ahead, back = states.chunk(2, dim=-1)
-        # Each direction's last state: the backward one ends at month 0.
-        final = torch.cat([ahead[:, -1], back[:, 0]], dim=-1)
+        final = self.lstm.final(self.body(self.embed(x)), unrolled)
         return self.score(final).squeeze(-1)
 
 
@@ -232,9 +230,17 @@ class WGANGP:
     device : torch.device, optional
         The fastest at hand if not given.
 
+    Attributes
+    ----------
+    provenance : dict
+        Facts about the data, JSON types only, for whoever opens a
+        checkpoint later: where the cohort came from, how many patients,
+        the fitted preprocessor.
+
     Examples
     --------
     >>> model = WGANGP(ART_SCHEMA)
+    >>> model.provenance["source"] = cohort.attrs["source"]
     >>> model.fit(curriculum_loaders(x), epochs=100)
     >>> fake = model.sample(300, months=60)
     """
@@ -269,6 +275,7 @@ class WGANGP:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.fingerprint = ""
+        self.provenance: dict[str, Any] = {}
         self.loader_states: dict[int, Tensor] = {}
 
     def fit(
@@ -462,6 +469,7 @@ class WGANGP:
             "epoch": self.epoch,
             "seconds": self.seconds,
             "fingerprint": self.fingerprint,
+            "provenance": self.provenance,
             "weights_only": weights_only,
             "history": _columns(self.history),
         }
@@ -507,6 +515,7 @@ class WGANGP:
         model.epoch = header["epoch"]
         model.seconds = header["seconds"]
         model.fingerprint = header["fingerprint"]
+        model.provenance = header["provenance"]
         model.history = _records(header["history"])
         if not header["weights_only"]:
             model._load_training_state(tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from healthgym_utils.schema import Feature, Schema
@@ -157,22 +156,51 @@ class LSTM(nn.Module):
         return self.unrolled(x) if unrolled else self.fused(x)[0]
 
     def unrolled(self, x: Tensor) -> Tensor:
-        """Step through the months; both directions in one batched product."""
+        """Do the same by an explicit loop over the months."""
+        ahead, back = torch.stack(self._states(x), dim=2)
+        return torch.cat([ahead, back.flip(1)], dim=-1)
+
+    def final(self, x: Tensor, unrolled: bool = False) -> Tensor:
+        """Return each direction's last state, when it has read all months.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, months, inputs)
+        unrolled : bool
+            Take the path that can be differentiated twice.
+
+        Returns
+        -------
+        Tensor, shape (batch, 2 * hidden)
+            The forward state at the last month, and the backward one at
+            the first.
+        """
+        last = self._states(x)[-1] if unrolled else self.fused(x)[1][0]
+        return torch.cat([last[0], last[1]], dim=-1)
+
+    def _states(self, x: Tensor) -> list[Tensor]:
+        """Step through the months; both directions in one batched product.
+
+        One tensor (2, batch, hidden) a step t: the forward direction has
+        read months 0..t, the backward one months T-1 down to T-1-t.
+        """
         w = self.fused
-        months = x.shape[1]
+        batch, months, _ = x.shape
         # All input projections at once: only the recurrence needs a loop.
-        ahead = F.linear(x, w.weight_ih_l0, w.bias_ih_l0 + w.bias_hh_l0)
-        back = F.linear(
-            x.flip(1),
-            w.weight_ih_l0_reverse,
-            w.bias_ih_l0_reverse + w.bias_hh_l0_reverse,
+        x = x.transpose(0, 1)
+        both = torch.stack([x, x.flip(0)]).flatten(1, 2)
+        bias = torch.stack(
+            [
+                w.bias_ih_l0 + w.bias_hh_l0,
+                w.bias_ih_l0_reverse + w.bias_hh_l0_reverse,
+            ]
         )
-        projected = torch.stack([ahead, back]).unbind(2)
+        into = torch.stack([w.weight_ih_l0.T, w.weight_ih_l0_reverse.T])
         recurrent = torch.stack([w.weight_hh_l0.T, w.weight_hh_l0_reverse.T])
+        projected = torch.baddbmm(bias.unsqueeze(1), both, into)
         h = c = None
         states = []
-        for month in range(months):
-            gates = projected[month]
+        for gates in projected.view(2, months, batch, -1).unbind(1):
             if h is not None:
                 gates = torch.baddbmm(gates, h, recurrent)
             i, f, g, o = gates.chunk(4, dim=-1)
@@ -180,5 +208,4 @@ class LSTM(nn.Module):
             c = new if c is None else f.sigmoid() * c + new
             h = o.sigmoid() * c.tanh()
             states.append(h)
-        both = torch.stack(states, dim=2)
-        return torch.cat([both[0], both[1].flip(1)], dim=-1)
+        return states

@@ -126,6 +126,16 @@ def test_lstm_directions_see_past_and_future(unrolled):
     assert back.tolist() == [month <= 5 for month in range(9)]
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_lstm_final_is_the_last_state_of_each_direction(unrolled):
+    torch.manual_seed(0)
+    lstm = LSTM(4, 6)
+    x = torch.randn(3, 9, 4)
+    states = lstm(x)
+    expected = torch.cat([states[:, -1, :6], states[:, 0, 6:]], dim=-1)
+    assert (lstm.final(x, unrolled) - expected).abs().max() < 1e-6
+
+
 def test_lstm_gradients_agree_to_the_second_order():
     torch.manual_seed(0)
     lstm = LSTM(3, 4).double()
