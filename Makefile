@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks train stamp clean
+.PHONY: help book test quicktest lint notebooks train ship stamp clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
@@ -34,8 +34,11 @@ lint: $(READY) ## Check style and formatting, notebooks too
 notebooks: $(READY) ## Execute notebooks in place (NAMES="01 02", or all)
 	$(BIN)/python tools/notebooks.py run $(NAMES)
 
-train: $(READY) ## Train a model, or go on with it (MODEL=v1)
-	$(BIN)/python tools/train.py $(MODEL)
+train: $(READY) ## Train a model, or go on with it (MODEL=v1 OPTIONS=--bf16)
+	$(BIN)/python tools/train.py $(MODEL) $(OPTIONS)
+
+ship: $(READY) ## Measure trained models, and package one (MODEL=v1)
+	$(BIN)/python tools/ship.py $(MODEL)
 
 stamp: $(READY) ## Move the project's address everywhere (REPO=owner/name)
 	@test -n "$(REPO)" || \

@@ -1,16 +1,19 @@
 """The thin package under the Health Gym book."""
 
-from healthgym_utils import plots
+from healthgym_utils import metrics, plots
 from healthgym_utils.data import load_art
 from healthgym_utils.gan import (
     WGANGP,
     Critic,
     Generator,
+    TransformerGenerator,
     correlation,
     gradient_penalty,
 )
 from healthgym_utils.layers import LSTM, FeatureEmbedding
+from healthgym_utils.memory import LatentMemory
 from healthgym_utils.preprocess import Preprocessor
+from healthgym_utils.pretrained import load_pretrained
 from healthgym_utils.runtime import get_device, seed_everything
 from healthgym_utils.schema import (
     ART_FULL_SCHEMA,
@@ -36,13 +39,17 @@ __all__ = [
     "Feature",
     "FeatureEmbedding",
     "Generator",
+    "LatentMemory",
     "Preprocessor",
     "Schema",
+    "TransformerGenerator",
     "correlation",
     "curriculum_loaders",
     "get_device",
     "gradient_penalty",
     "load_art",
+    "load_pretrained",
+    "metrics",
     "plots",
     "seed_everything",
     "sequence_loader",

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from healthgym_utils import checkpoint
-from healthgym_utils.layers import LSTM, SoftEmbedding
+from healthgym_utils.layers import LSTM, AttentionBlock, SoftEmbedding
+from healthgym_utils.memory import LatentMemory
 from healthgym_utils.runtime import get_device, progress
 from healthgym_utils.schema import Schema
 from healthgym_utils.sequences import RandomWindows
@@ -56,6 +57,77 @@ class Generator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Map noise (batch, months, latent) to (batch, months, width)."""
         return to_valid(self.body(self.lstm(z)), self.schema)
+
+
+class TransformerGenerator(nn.Module):
+    """Turn noise into valid rows by attention: Health Gym v2.5's swap.
+
+    Every month attends to every other (Vaswani et al. 2017). As published,
+    a block is attention, a residual and a normalisation, and has no
+    feed-forward part.
+
+    Parameters
+    ----------
+    schema : Schema
+        Which columns are reals (sigmoid) and which are blocks (softmax).
+    latent : int
+        Width of the noise, and of all layers.
+    blocks, heads : int
+        How many attention blocks, and heads in each.
+    max_months : int
+        Longest sequence; each month has a learned position.
+    scale : float, optional
+        What dot products are divided by. The published square root of the
+        whole width if not given; the standard one is the square root of a
+        head's width, ``(latent / heads) ** 0.5``.
+    feed_forward : bool
+        Add the standard encoder's two layers, four times as wide, to each
+        block.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        latent: int = 128,
+        blocks: int = 3,
+        heads: int = 8,
+        max_months: int = 100,
+        scale: float | None = None,
+        feed_forward: bool = False,
+    ) -> None:
+        super().__init__()
+        self.schema = schema
+        self.latent = latent
+        self.max_months = max_months
+        self.positions = nn.Embedding(max_months, latent)
+        self.blocks = nn.ModuleList(
+            AttentionBlock(latent, heads, scale or latent**0.5, feed_forward)
+            for _ in range(blocks)
+        )
+        self.mix = nn.Linear(latent, latent)
+        self.norm = nn.LayerNorm(latent, eps=1e-6)
+        self.head = nn.Linear(latent, schema.width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map noise (batch, months, latent) to (batch, months, width).
+
+        Raises
+        ------
+        ValueError
+            If there are more months than learned positions.
+        """
+        months = z.shape[1]
+        if months > self.max_months:
+            raise ValueError(
+                f"{months} months asked for, and this generator has learned "
+                f"positions for {self.max_months}: build it with a larger "
+                "max_months and train it on sequences as long"
+            )
+        x = z + self.positions.weight[:months]
+        for block in self.blocks:
+            x = block(x)
+        x = torch.relu(self.norm(self.mix(x) + x))
+        return to_valid(self.head(x), self.schema)
 
 
 def to_valid(raw: Tensor, schema: Schema) -> Tensor:
@@ -229,6 +301,9 @@ class WGANGP:
         Hyper-parameters; the published ones if not given.
     device : torch.device, optional
         The fastest at hand if not given.
+    memory : LatentMemory, optional
+        Where the noise starts from: with it, this is Health Gym v2. As with
+        a generator, it has to be given again when loading.
 
     Attributes
     ----------
@@ -251,6 +326,7 @@ class WGANGP:
         generator: nn.Module | None = None,
         settings: Settings | None = None,
         device: torch.device | None = None,
+        memory: LatentMemory | None = None,
     ) -> None:
         s = self.settings = settings or Settings()
         self.schema = schema
@@ -260,14 +336,14 @@ class WGANGP:
             torch.manual_seed(s.seed)
             self.generator = generator or Generator(schema, s.latent, s.hidden)
             self.critic = Critic(schema, s.hidden)
-        self.generator.to(self.device)
-        self.critic.to(self.device)
+        self.memory = memory
+        for network in self._networks().values():
+            network.to(self.device)
         options = {"lr": s.learning_rate, "betas": (s.beta1, s.beta2)}
         self.adams = {
-            "generator": torch.optim.Adam(
-                self.generator.parameters(), **options
-            ),
-            "critic": torch.optim.Adam(self.critic.parameters(), **options),
+            name: torch.optim.Adam(weights, **options)
+            for name, network in self._networks().items()
+            if (weights := list(network.parameters()))
         }
         # On the CPU whatever the device, so that draws are the same.
         self.random = torch.Generator().manual_seed(s.seed)
@@ -350,7 +426,8 @@ class WGANGP:
     ) -> Tensor:
         """Draw noise, uniform on [0, 1) as the published code does."""
         shape = (batch, months, self.settings.latent)
-        return torch.rand(shape, generator=random).to(self.device)
+        z = torch.rand(shape, generator=random).to(self.device)
+        return z if self.memory is None else self.memory.shift(z, random)
 
     def _continue_loaders(self, loaders: Mapping[int, DataLoader]) -> None:
         """Take up the loaders where the last epoch left them."""
@@ -378,6 +455,8 @@ class WGANGP:
         """Take the critic steps and the generator step of one batch."""
         for _ in range(self.settings.critic_steps):
             record = self.critic_step(real)
+        if self.memory is not None:
+            record |= self.memory_step(real)
         return record | self.generator_step(len(real), real.shape[1], target)
 
     def critic_step(self, real: Tensor) -> dict[str, float]:
@@ -403,6 +482,18 @@ class WGANGP:
             "score_fake": on_fake.mean().item(),
             "gradient_norm": norms.mean().item(),
         }
+
+    def memory_step(self, real: Tensor) -> dict[str, float]:
+        """Train the memory's autoencoder once, and remember the batch."""
+        with torch.no_grad():  # the embedding is the critic's to train
+            embedded = self.critic.embed(real)
+        record = {}
+        if self.memory.learns:
+            loss = self.memory.loss(embedded, self.random)
+            self._update("memory", loss)
+            record["memory_loss"] = loss.item()
+        self.memory.remember(embedded, self.random)
+        return record
 
     def generator_step(
         self, batch: int, months: int, target: Tensor
@@ -450,7 +541,11 @@ class WGANGP:
         """
         dtype = torch.float16 if weights_only else None
         tensors = {
-            f"{name}.{key}": value.to(dtype) if dtype else value
+            f"{name}.{key}": (
+                value.to(dtype)
+                if dtype and value.is_floating_point()
+                else value
+            )
             for name, network in self._networks().items()
             for key, value in network.state_dict().items()
         }
@@ -466,6 +561,8 @@ class WGANGP:
             "model": type(self).__name__,
             "schema": self.schema.to_dict(),
             "settings": asdict(self.settings),
+            "generator": type(self.generator).__name__,
+            "memory": self.memory and self.memory.arguments,
             "epoch": self.epoch,
             "seconds": self.seconds,
             "fingerprint": self.fingerprint,
@@ -482,6 +579,7 @@ class WGANGP:
         schema: Schema,
         generator: nn.Module | None = None,
         device: torch.device | None = None,
+        memory: LatentMemory | None = None,
     ) -> WGANGP:
         """Rebuild a saved model; on the CPU, training goes on bit for bit.
 
@@ -494,6 +592,8 @@ class WGANGP:
         generator : module, optional
             As given to the model that was saved.
         device : torch.device, optional
+        memory : LatentMemory, optional
+            As given to the model that was saved.
 
         Raises
         ------
@@ -503,7 +603,9 @@ class WGANGP:
         """
         tensors, header = checkpoint.load(path)
         checkpoint.check(path, header, cls.__name__, schema)
-        model = cls(schema, generator, Settings(**header["settings"]), device)
+        _check_parts(path, header, generator, memory)
+        settings = Settings(**header["settings"])
+        model = cls(schema, generator, settings, device, memory)
         for name, network in model._networks().items():
             weights = _part(tensors, name)
             try:
@@ -522,7 +624,10 @@ class WGANGP:
         return model
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "critic": self.critic}
+        networks = {"generator": self.generator, "critic": self.critic}
+        if self.memory is not None:
+            networks["memory"] = self.memory
+        return networks
 
     def _load_training_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over random states and Adam's moments."""
@@ -537,6 +642,27 @@ class WGANGP:
                 index, _, moment = key.partition(".")
                 state.setdefault(int(index), {})[moment] = value
             adam.load_state_dict(adam.state_dict() | {"state": state})
+
+
+def _check_parts(
+    path: str | os.PathLike,
+    header: Mapping[str, Any],
+    generator: nn.Module | None,
+    memory: LatentMemory | None,
+) -> None:
+    """Refuse to rebuild a model from other parts than it was made of."""
+    given = type(generator).__name__ if generator else Generator.__name__
+    if header["generator"] != given:
+        raise checkpoint.CheckpointError(
+            f"{path}: its generator is a {header['generator']}, not a "
+            f"{given}; build one and pass it as generator="
+        )
+    arguments = memory and memory.arguments
+    if header["memory"] != arguments:
+        raise checkpoint.CheckpointError(
+            f"{path}: its memory is {header['memory']}, and the one given "
+            f"is {arguments}; pass memory=LatentMemory(schema, ...) alike"
+        )
 
 
 def _sequences_of(loader: DataLoader) -> Tensor:

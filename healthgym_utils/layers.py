@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from healthgym_utils.schema import Feature, Schema
@@ -209,3 +210,69 @@ class LSTM(nn.Module):
             h = o.sigmoid() * c.tanh()
             states.append(h)
         return states
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head self-attention over months, a residual, a normalisation.
+
+    Vaswani et al. (2017), eq. 1, with the scale as an argument.
+
+    Parameters
+    ----------
+    width, heads : int
+        Width of the input, split evenly over the heads.
+    scale : float
+        What dot products are divided by.
+    feed_forward : bool
+        Add two layers, four times as wide, with their own residual and
+        normalisation.
+
+    Raises
+    ------
+    ValueError
+        If the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        scale: float,
+        feed_forward: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
+        self.heads = heads
+        self.scale = scale
+        self.project_in = nn.Linear(width, 3 * width)
+        self.project_out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.feed_forward = None
+        if feed_forward:
+            self.feed_forward = nn.Sequential(
+                nn.Linear(width, 4 * width),
+                nn.ReLU(),
+                nn.Linear(4 * width, width),
+            )
+            self.feed_forward_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, months, width) to the same shape."""
+        q, k, v = self._split(x)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1 / self.scale)
+        x = self.norm(x + self.project_out(mixed.transpose(1, 2).flatten(2)))
+        if self.feed_forward is not None:
+            x = self.feed_forward_norm(x + self.feed_forward(x))
+        return x
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Show who attends to whom, shape (batch, heads, months, months)."""
+        q, k, _ = self._split(x)
+        return (q @ k.transpose(-1, -2) / self.scale).softmax(dim=-1)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project to queries, keys, values: (batch, heads, months, width)."""
+        parts = self.project_in(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        return q, k, v

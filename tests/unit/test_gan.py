@@ -14,6 +14,12 @@ import pytest
 import torch
 from cohorts import MADE_UP, made_up_table
 from torch import nn
+from training import (
+    CPU,
+    assert_same,
+    small_loaders,
+    small_model,
+)
 
 from healthgym_utils.checkpoint import CheckpointError
 from healthgym_utils.gan import (
@@ -29,48 +35,6 @@ from healthgym_utils.gan import (
 from healthgym_utils.preprocess import Preprocessor
 from healthgym_utils.schema import ART_SCHEMA
 from healthgym_utils.sequences import curriculum_loaders
-
-SMALL = Settings(latent=6, hidden=8, critic_steps=2)
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def x(made_up):
-    return Preprocessor(MADE_UP).fit(made_up).transform(made_up)
-
-
-def small_model(settings=SMALL):
-    return WGANGP(MADE_UP, settings=settings, device=CPU)
-
-
-def small_loaders(x, window="first"):
-    return curriculum_loaders(x, (5, 10), batch_size=4, window=window, seed=1)
-
-
-def state_of(model):
-    """Collect everything that training touches, as one flat dict."""
-    state = {
-        f"{name}.{key}": value.clone()
-        for name, network in model._networks().items()
-        for key, value in network.state_dict().items()
-    }
-    for name, adam in model.adams.items():
-        for index, moments in adam.state_dict()["state"].items():
-            for key, value in moments.items():
-                state[f"adam.{name}.{index}.{key}"] = value.clone()
-    state["random"] = model.random.get_state()
-    for length, value in model.loader_states.items():
-        state[f"loader.{length}"] = value
-    return state
-
-
-def assert_same(model, other):
-    ours, theirs = state_of(model), state_of(other)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
-    assert model.history == other.history
-    assert model.epoch == other.epoch
 
 
 def test_outputs_are_valid_by_construction():

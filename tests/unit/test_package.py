@@ -18,7 +18,10 @@ ORDER = [
     "preprocess",
     "layers",
     "checkpoint",
+    "memory",
     "gan",
+    "pretrained",
+    "metrics",
     "plots",
 ]
 

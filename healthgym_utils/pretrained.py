@@ -1,0 +1,59 @@
+"""Trained models that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from healthgym_utils import checkpoint
+from healthgym_utils.gan import WGANGP, TransformerGenerator
+from healthgym_utils.memory import LatentMemory
+from healthgym_utils.schema import ART_SCHEMA, Schema
+
+FOLDER = Path(__file__).parent / "checkpoints"
+
+
+def load_pretrained(
+    name: str,
+    schema: Schema = ART_SCHEMA,
+    device: torch.device | None = None,
+) -> WGANGP:
+    """Load a trained model that comes with the package.
+
+    All were trained on simulated patients, none on the published cohort.
+    The card beside each file, ``checkpoints/<name>.md``, says how, at what
+    cost, and how good it is.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"v1-200"``: the generation, and its epochs of training.
+    schema : Schema
+        What the caller expects the columns to mean.
+    device : torch.device, optional
+        The fastest at hand if not given.
+
+    Returns
+    -------
+    WGANGP
+        With its history; weights in half precision on disk, float32 here.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model; the message lists those there are.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        names = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
+        raise ValueError(
+            f"there is no trained model {name!r}; there are {', '.join(names)}"
+        )
+    header = checkpoint.read_header(path)
+    generator = memory = None
+    if header["generator"] == TransformerGenerator.__name__:
+        generator = TransformerGenerator(schema)
+    if header["memory"]:
+        memory = LatentMemory(schema, **header["memory"])
+    return WGANGP.load(path, schema, generator, device, memory)

@@ -1,0 +1,201 @@
+"""Measure trained models, and put one seed's into the package with a card.
+
+    python tools/ship.py v1
+
+Takes what tools/train.py left in _build/training, of every seed. Writes
+benchmarks/results/fidelity_<model>.csv (all seeds, with the floor) and, for
+each milestone, the weights of seed 42 and a card in
+healthgym_utils/checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from train import FOLDER, MILESTONES, PATIENTS, snapshot_path
+
+import healthgym_utils as hg
+from healthgym_utils import checkpoint, metrics
+from healthgym_utils.gan import WGANGP
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGED = ROOT / "healthgym_utils" / "checkpoints"
+RESULTS = ROOT / "benchmarks" / "results"
+SHIPPED_SEED = 42
+MONTHS = 60
+FLOOR = "floor"
+
+TITLES = {
+    "joint_tv": "Gender x Ethnic: total variation",
+    "cells_covered": "Gender x Ethnic: cells covered",
+    "mass_lost": "Gender x Ethnic: mass lost",
+    "entropy_ratio": "Gender x Ethnic: entropy ratio",
+    "minority_recall": "Gender x Ethnic: minority recall",
+}
+
+CARD = """\
+# {name}
+
+{what}, after {epochs} epochs of training on **simulated** patients: the first
+{patients} of `load_art("simulated")`, {months} months each. No published and
+no real patient was used. Load it with `hg.load_pretrained("{name}")`.
+
+| | |
+|---|---|
+| made by | `make train MODEL={model}`, then `make ship MODEL={model}` |
+| settings | {settings} |
+| lessons | 10, 20, 30, 40, 50, 60 months, batches of 256, the rest dropped |
+| cost | {minutes:.0f} minutes, one thread of a server CPU{precision} |
+| package version | {package_version} |
+| data fingerprint | `{fingerprint}` |
+| in the file | generator and critic in half precision, the whole history |
+
+## How good it is
+
+{patients} generated patients of {months} months against the patients it was
+trained on. "Floor" is what two disjoint samples of {patients} simulated
+patients reach against each other: mean, and worst of 20 draws.
+
+| figure | this file | seeds {seeds}: mean (range) | floor: mean (worst) |
+|---|---|---|---|
+{rows}
+
+KS is the Kolmogorov-Smirnov distance of a lab, TV the total variation of a
+variable's classes: 0 is best for both. What the other figures mean is in
+`healthgym_utils/metrics.py`.
+
+## What it is for, and what not
+
+For the lessons of this book. It is a small model with known faults, kept so
+that they can be studied: do not use its output in place of data. It was
+trained on simulated patients, so it holds nobody's record; a file trained on
+a real cohort would have to be examined for leaks before it is passed on.
+"""
+
+
+def figures(real: pd.DataFrame, fake: pd.DataFrame) -> pd.Series:
+    """All figures of a card, in its order."""
+    ks = metrics.ks_distances(real, fake, hg.ART_SCHEMA)
+    tv = metrics.total_variations(real, fake, hg.ART_SCHEMA)
+    return pd.concat(
+        [
+            ks.add_prefix("KS "),
+            tv.add_prefix("TV "),
+            metrics.coverage(real, fake, ["Gender", "Ethnic"]),
+        ]
+    )
+
+
+def snapshots(model: str) -> dict[tuple[int, int], Path]:
+    """Find what was trained, by epochs and seed."""
+    pattern = re.compile(rf"{re.escape(model)}-(\d+)-seed(\d+)\.safetensors")
+    found = {}
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        if match := pattern.fullmatch(path.name):
+            epochs, seed = map(int, match.groups())
+            found[epochs, seed] = path
+    return found
+
+
+def measure(model: str) -> pd.DataFrame:
+    """Compare every snapshot's samples, and the floor, in one long table."""
+    cohort = hg.load_art("simulated")
+    real = hg.load_art("simulated", PATIENTS)
+    prep = hg.Preprocessor(hg.ART_SCHEMA).fit(real)
+    tables = []
+    for (epochs, seed), path in snapshots(model).items():
+        gan = WGANGP.load(path, hg.ART_SCHEMA)
+        fake = prep.inverse_transform(gan.sample(PATIENTS, MONTHS))
+        tables.append(_long(figures(real, fake), f"{model}-{epochs}", seed))
+    floors = metrics.floor(figures, cohort, PATIENTS)
+    for draw, row in floors.iterrows():
+        tables.append(_long(row, FLOOR, draw))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _long(values: pd.Series, name: str, seed: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "name": name,
+            "seed": seed,
+            "figure": values.index,
+            "value": values.to_numpy().round(4),
+        }
+    )
+
+
+def card(name: str, header: Mapping[str, Any], table: pd.DataFrame) -> str:
+    """Write a checkpoint's card from its header and the measurements."""
+    model, _, epochs = name.partition("-")
+    settings = header["settings"]
+    plain = {k: v for k, v in settings.items() if k not in ("bf16", "seed")}
+    ours = table[table["name"] == name]
+    return CARD.format(
+        name=name,
+        model=model,
+        what="Health Gym v1, a recurrent WGAN-GP",
+        epochs=epochs,
+        patients=PATIENTS,
+        months=MONTHS,
+        settings=", ".join(f"{k} {v}" for k, v in plain.items())
+        + f", seed {settings['seed']}",
+        minutes=header["seconds"] / 60,
+        precision=(
+            ", the critic's matrix products in bfloat16"
+            if settings["bf16"]
+            else ""
+        ),
+        package_version=header["package_version"],
+        fingerprint=header["fingerprint"][:16],
+        seeds=", ".join(str(s) for s in sorted(ours["seed"].unique())),
+        rows="\n".join(_card_rows(ours, table[table["name"] == FLOOR])),
+    )
+
+
+def _card_rows(ours: pd.DataFrame, floors: pd.DataFrame) -> list[str]:
+    """One line a figure: the shipped seed, all seeds, the floor."""
+    lines = []
+    for figure, rows in ours.groupby("figure", sort=False):
+        values = rows.set_index("seed")["value"]
+        chance = floors.loc[floors["figure"] == figure, "value"]
+        # A ratio is worst where it is smallest, a distance where largest.
+        best_is_one = figure in (
+            "cells_covered",
+            "entropy_ratio",
+            "minority_recall",
+        )
+        worst = chance.min() if best_is_one else chance.max()
+        lines.append(
+            f"| {TITLES.get(figure, figure)} | {values[SHIPPED_SEED]:.3f} "
+            f"| {values.mean():.3f} ({values.min():.3f}–{values.max():.3f}) "
+            f"| {chance.mean():.3f} ({worst:.3f}) |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Measure, write the table, copy the weights, write the cards."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=sorted(MILESTONES))
+    model = parser.parse_args().model
+    table = measure(model)
+    RESULTS.mkdir(exist_ok=True)
+    table.to_csv(RESULTS / f"fidelity_{model}.csv", index=False)
+    PACKAGED.mkdir(exist_ok=True)
+    for epochs in MILESTONES[model]:
+        source = snapshot_path(model, epochs, SHIPPED_SEED)
+        name = f"{model}-{epochs}"
+        header = checkpoint.read_header(source)
+        shutil.copyfile(source, PACKAGED / f"{name}.safetensors")
+        text = card(name, header, table)
+        (PACKAGED / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
