@@ -10,7 +10,8 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks train ship stamp clean
+.PHONY: help book test quicktest lint notebooks train bench ship \
+	stamp clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
@@ -33,6 +34,15 @@ lint: $(READY) ## Check style and formatting, notebooks too
 
 notebooks: $(READY) ## Execute notebooks in place (NAMES="01 02", or all)
 	$(BIN)/python tools/notebooks.py run $(NAMES)
+
+# glibc hands large blocks back to the system after each use; the page faults
+# of getting them again take a sixth of a training step. These keep them.
+train bench: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+train bench: export MALLOC_TRIM_THRESHOLD_ = 8589934592
+train bench: export MALLOC_TOP_PAD_ = 268435456
+
+bench: $(READY) ## Time a training step against the published loop
+	$(BIN)/python benchmarks/gan_step.py $(OPTIONS)
 
 train: $(READY) ## Train a model, or go on with it (MODEL=v1 OPTIONS=--bf16)
 	$(BIN)/python tools/train.py $(MODEL) $(OPTIONS)

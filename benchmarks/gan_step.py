@@ -2,8 +2,10 @@
 
     python benchmarks/gan_step.py [--months 20] [--rounds 5] [--bf16]
 
-Both run in one process, by turns, from the same weights and the same draws.
-Before any timing, the critic's gradients are checked to be the same.
+``make bench OPTIONS=--bf16`` runs it with the settings of memory that ``make
+train`` uses, for both. Both run in one process, by turns, from the same
+weights and the same draws. Before any timing, the critic's gradients are
+checked to be the same.
 
 The literal version does what the published worked example does: a Python
 loop over months with one projection a month, directions one after the other,

@@ -26,6 +26,17 @@ from healthgym_utils.schema import Schema
 from healthgym_utils.sequences import RandomWindows
 
 SLOPE = 0.1  # of every LeakyReLU, as published
+HEADER = {  # what the header of a checkpoint says of a model, schema apart
+    "epoch",
+    "fingerprint",
+    "generator",
+    "history",
+    "memory",
+    "provenance",
+    "seconds",
+    "settings",
+    "weights_only",
+}
 
 
 class Generator(nn.Module):
@@ -467,7 +478,7 @@ class WGANGP:
             fake = self.generator(z)
         alpha = torch.rand((len(real), 1, 1), generator=self.random)
         with self._precision():
-            scores = self.critic(torch.cat([real, fake]))
+            scores = self.critic(torch.cat([real, fake])).float()
             on_real, on_fake = scores.chunk(2)
             penalty, norms = gradient_penalty(
                 self.critic, real, fake, alpha.to(self.device)
@@ -651,6 +662,11 @@ def _check_parts(
     memory: LatentMemory | None,
 ) -> None:
     """Refuse to rebuild a model from other parts than it was made of."""
+    missing = HEADER - header.keys()
+    if missing:
+        raise checkpoint.CheckpointError(
+            f"{path}: its header lacks {', '.join(sorted(missing))}"
+        )
     given = type(generator).__name__ if generator else Generator.__name__
     if header["generator"] != given:
         raise checkpoint.CheckpointError(

@@ -21,8 +21,10 @@ from training import (
     small_model,
 )
 
+from healthgym_utils import checkpoint
 from healthgym_utils.checkpoint import CheckpointError
 from healthgym_utils.gan import (
+    HEADER,
     WGANGP,
     Critic,
     Generator,
@@ -362,6 +364,15 @@ def test_other_architecture_is_refused(saved):
     other = Generator(MADE_UP, latent=6, hidden=9)
     with pytest.raises(CheckpointError, match="generator is of another"):
         WGANGP.load(saved, MADE_UP, generator=other)
+
+
+@pytest.mark.parametrize("name", sorted(HEADER))
+def test_incomplete_header_is_refused(saved, name):
+    tensors, header = checkpoint.load(saved)
+    del header[name]
+    checkpoint.save(saved, tensors, header)
+    with pytest.raises(CheckpointError, match=f"its header lacks {name}"):
+        WGANGP.load(saved, MADE_UP)
 
 
 def test_a_cohort_larger_than_a_batch_trains(made_up):
