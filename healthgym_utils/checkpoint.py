@@ -110,9 +110,13 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check(
-    path: str | os.PathLike, header: dict[str, Any], model: str, schema: Schema
+    path: str | os.PathLike,
+    header: dict[str, Any],
+    model: str,
+    schema: Schema,
+    needed: set[str],
 ) -> None:
-    """Refuse a checkpoint of another model or of another schema.
+    """Refuse a checkpoint of another model or schema, or one that lacks facts.
 
     Parameters
     ----------
@@ -124,15 +128,22 @@ def check(
         Name of the class that is to be rebuilt.
     schema : Schema
         What the caller expects the columns to mean.
+    needed : set of str
+        Keys that the header has to have.
 
     Raises
     ------
     CheckpointError
-        Naming the feature that differs first.
+        Naming the keys that lack, or the feature that differs first.
     """
     if header.get("model") != model:
         raise CheckpointError(
             f"{path}: holds a {header.get('model')}, not a {model}"
+        )
+    missing = needed - header.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path}: its header lacks {', '.join(sorted(missing))}"
         )
     try:
         saved = Schema.from_dict(header["schema"])

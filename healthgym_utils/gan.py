@@ -7,7 +7,6 @@ generator or add a memory, and keep this trainer.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -18,22 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from healthgym_utils import checkpoint
+from healthgym_utils import checkpoint, training
 from healthgym_utils.layers import LSTM, AttentionBlock, SoftEmbedding
 from healthgym_utils.memory import LatentMemory
 from healthgym_utils.runtime import get_device, progress
 from healthgym_utils.schema import Schema
-from healthgym_utils.sequences import RandomWindows
 
 SLOPE = 0.1  # of every LeakyReLU, as published
-HEADER = {  # what the header of a checkpoint says of a model, schema apart
-    "epoch",
-    "fingerprint",
+HEADER = training.PROGRESS | {
     "generator",
-    "history",
     "memory",
-    "provenance",
-    "seconds",
     "settings",
     "weights_only",
 }
@@ -388,7 +381,7 @@ class WGANGP:
             One record a generator update, of all epochs so far.
         """
         targets = self._target_correlations(loaders)
-        self._continue_loaders(loaders)
+        training.continue_loaders(self, loaders)
         bar = progress(range(self.epoch, epochs), "training", "epoch")
         for _ in bar:
             started = time.perf_counter()
@@ -406,10 +399,7 @@ class WGANGP:
             )
             self.epoch += 1
             self.seconds += time.perf_counter() - started
-            self.loader_states = {
-                length: loader.generator.get_state()
-                for length, loader in loaders.items()
-            }
+            self.loader_states = training.states_of(loaders)
             if checkpoint_path is not None:
                 self.save(checkpoint_path)
         return self.history
@@ -440,25 +430,12 @@ class WGANGP:
         z = torch.rand(shape, generator=random).to(self.device)
         return z if self.memory is None else self.memory.shift(z, random)
 
-    def _continue_loaders(self, loaders: Mapping[int, DataLoader]) -> None:
-        """Take up the loaders where the last epoch left them."""
-        fingerprint = _fingerprint(loaders)
-        if self.fingerprint and fingerprint != self.fingerprint:
-            raise ValueError(
-                f"this model was trained for {self.epoch} epochs on other "
-                "data; resume with the same patients, lengths and "
-                "preprocessing, or start a new model"
-            )
-        self.fingerprint = fingerprint
-        for length, state in self.loader_states.items():
-            loaders[length].generator.set_state(state)
-
     def _target_correlations(
         self, loaders: Mapping[int, DataLoader]
     ) -> dict[int, Tensor]:
         """Correlations of the data over the months that a lesson draws on."""
         return {
-            length: correlation(_sequences_of(loader)).to(self.device)
+            length: correlation(training.sequences_of(loader)).to(self.device)
             for length, loader in loaders.items()
         }
 
@@ -561,26 +538,15 @@ class WGANGP:
             for key, value in network.state_dict().items()
         }
         if not weights_only:
-            tensors["random"] = self.random.get_state()
-            for length, state in self.loader_states.items():
-                tensors[f"loader.{length}"] = state
-            for name, adam in self.adams.items():
-                for index, state in adam.state_dict()["state"].items():
-                    for key, value in state.items():
-                        tensors[f"adam.{name}.{index}.{key}"] = value
+            tensors |= training.resumable_tensors(self)
         header = {
             "model": type(self).__name__,
             "schema": self.schema.to_dict(),
             "settings": asdict(self.settings),
             "generator": type(self.generator).__name__,
             "memory": self.memory and self.memory.arguments,
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "fingerprint": self.fingerprint,
-            "provenance": self.provenance,
             "weights_only": weights_only,
-            "history": _columns(self.history),
-        }
+        } | training.progress_header(self)
         checkpoint.save(path, tensors, header)
 
     @classmethod
@@ -613,25 +579,21 @@ class WGANGP:
             another schema.
         """
         tensors, header = checkpoint.load(path)
-        checkpoint.check(path, header, cls.__name__, schema)
+        checkpoint.check(path, header, cls.__name__, schema, HEADER)
         _check_parts(path, header, generator, memory)
         settings = Settings(**header["settings"])
         model = cls(schema, generator, settings, device, memory)
         for name, network in model._networks().items():
-            weights = _part(tensors, name)
+            weights = training.part(tensors, name)
             try:
                 network.load_state_dict(weights)
             except RuntimeError as error:
                 raise checkpoint.CheckpointError(
                     f"{path}: its {name} is of another architecture ({error})"
                 ) from None
-        model.epoch = header["epoch"]
-        model.seconds = header["seconds"]
-        model.fingerprint = header["fingerprint"]
-        model.provenance = header["provenance"]
-        model.history = _records(header["history"])
+        training.load_progress(model, header)
         if not header["weights_only"]:
-            model._load_training_state(tensors)
+            training.load_resumable(model, tensors)
         return model
 
     def _networks(self) -> dict[str, nn.Module]:
@@ -639,20 +601,6 @@ class WGANGP:
         if self.memory is not None:
             networks["memory"] = self.memory
         return networks
-
-    def _load_training_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over random states and Adam's moments."""
-        self.random.set_state(tensors["random"])
-        self.loader_states = {
-            int(length): state
-            for length, state in _part(tensors, "loader").items()
-        }
-        for name, adam in self.adams.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in _part(tensors, f"adam.{name}").items():
-                index, _, moment = key.partition(".")
-                state.setdefault(int(index), {})[moment] = value
-            adam.load_state_dict(adam.state_dict() | {"state": state})
 
 
 def _check_parts(
@@ -662,11 +610,6 @@ def _check_parts(
     memory: LatentMemory | None,
 ) -> None:
     """Refuse to rebuild a model from other parts than it was made of."""
-    missing = HEADER - header.keys()
-    if missing:
-        raise checkpoint.CheckpointError(
-            f"{path}: its header lacks {', '.join(sorted(missing))}"
-        )
     given = type(generator).__name__ if generator else Generator.__name__
     if header["generator"] != given:
         raise checkpoint.CheckpointError(
@@ -679,39 +622,3 @@ def _check_parts(
             f"{path}: its memory is {header['memory']}, and the one given "
             f"is {arguments}; pass memory=LatentMemory(schema, ...) alike"
         )
-
-
-def _sequences_of(loader: DataLoader) -> Tensor:
-    """Return what a loader draws from, in the order of its patients."""
-    data = loader.dataset
-    return data.x if isinstance(data, RandomWindows) else data.tensors[0]
-
-
-def _fingerprint(loaders: Mapping[int, DataLoader]) -> str:
-    """Hash lessons and the longest one's data, so that mix-ups are found."""
-    digest = hashlib.sha256(repr(sorted(loaders)).encode())
-    longest = loaders[max(loaders)]
-    digest.update(_sequences_of(longest).contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Pick the tensors under a name, without it."""
-    start = f"{name}."
-    return {
-        key.removeprefix(start): value
-        for key, value in tensors.items()
-        if key.startswith(start)
-    }
-
-
-def _columns(records: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Turn records into columns, which JSON holds more compactly."""
-    names = records[0] if records else {}
-    return {name: [record[name] for record in records] for name in names}
-
-
-def _records(columns: dict[str, list[float]]) -> list[dict[str, float]]:
-    """Undo _columns."""
-    rows = zip(*columns.values(), strict=True)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
