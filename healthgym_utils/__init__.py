@@ -2,6 +2,7 @@
 
 from healthgym_utils import metrics, plots
 from healthgym_utils.data import load_art
+from healthgym_utils.diffusion import Diffusion, NoiseSchedule
 from healthgym_utils.gan import (
     WGANGP,
     Critic,
@@ -27,6 +28,7 @@ from healthgym_utils.sequences import (
     to_sequences,
 )
 from healthgym_utils.simulate import simulate_art
+from healthgym_utils.unet import UNet1D
 
 __version__ = "0.1.0"
 
@@ -36,13 +38,16 @@ __all__ = [
     "LSTM",
     "WGANGP",
     "Critic",
+    "Diffusion",
     "Feature",
     "FeatureEmbedding",
     "Generator",
     "LatentMemory",
+    "NoiseSchedule",
     "Preprocessor",
     "Schema",
     "TransformerGenerator",
+    "UNet1D",
     "correlation",
     "curriculum_loaders",
     "get_device",
