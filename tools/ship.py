@@ -47,9 +47,9 @@ CARD = """\
 {months} months each. No published and no real patient was used. Load it with
 `hg.load_pretrained("{name}")`.
 
-| | |
+| Fact | Value |
 |---|---|
-| made by | `make train MODEL={model}`, then `make ship MODEL={model}` |
+| made by | `make train MODEL={model}{options}`, `make ship MODEL={model}` |
 | settings | {settings} |
 | lessons | 10, 20, 30, 40, 50, 60 months, batches of 256, the rest dropped |
 | cost | {cost} |
@@ -149,6 +149,7 @@ def card(name: str, header: Mapping[str, Any], table: pd.DataFrame) -> str:
         months=MONTHS,
         settings=", ".join(f"{k} {v}" for k, v in plain.items())
         + f", seed {settings['seed']}",
+        options=" OPTIONS=--bf16" if settings["bf16"] else "",
         cost=_cost(header),
         package_version=header["package_version"],
         fingerprint=header["fingerprint"][:16],
