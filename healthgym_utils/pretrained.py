@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -50,10 +51,32 @@ def load_pretrained(
         raise ValueError(
             f"there is no trained model {name!r}; there are {', '.join(names)}"
         )
+    return rebuild(path, schema, device)
+
+
+def rebuild(
+    path: str | os.PathLike,
+    schema: Schema,
+    device: torch.device | None = None,
+) -> WGANGP:
+    """Load a WGAN-GP of any generation, with the parts its header names.
+
+    Parameters
+    ----------
+    path : path
+        A checkpoint, of the package or of one's own.
+    schema : Schema
+    device : torch.device, optional
+
+    Raises
+    ------
+    CheckpointError
+        As :meth:`WGANGP.load` does, which takes parts of one's own, too.
+    """
     header = checkpoint.read_header(path)
     generator = memory = None
-    if header["generator"] == TransformerGenerator.__name__:
+    if header.get("generator") == TransformerGenerator.__name__:
         generator = TransformerGenerator(schema)
-    if header["memory"]:
+    if header.get("memory"):
         memory = LatentMemory(schema, **header["memory"])
     return WGANGP.load(path, schema, generator, device, memory)

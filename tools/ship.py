@@ -22,7 +22,7 @@ from train import FOLDER, MILESTONES, PATIENTS, snapshot_path
 
 import healthgym_utils as hg
 from healthgym_utils import checkpoint, metrics
-from healthgym_utils.gan import WGANGP
+from healthgym_utils.pretrained import rebuild
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ROOT / "healthgym_utils" / "checkpoints"
@@ -31,6 +31,11 @@ SHIPPED_SEED = 42
 MONTHS = 60
 FLOOR = "floor"
 
+WHAT = {
+    "v1": "Health Gym v1, a recurrent WGAN-GP",
+    "v2": "Health Gym v2, a recurrent WGAN-GP with a latent memory",
+    "v2.5": "Health Gym v2.5, a WGAN-GP with a transformer and a memory",
+}
 TITLES = {
     "joint_tv": "Gender x Ethnic: total variation",
     "cells_covered": "Gender x Ethnic: cells covered",
@@ -114,7 +119,7 @@ def measure(model: str) -> pd.DataFrame:
     real = cohort[(order > PATIENTS) & (order <= 2 * PATIENTS)]
     tables = []
     for (epochs, seed), path in snapshots(model).items():
-        gan = WGANGP.load(path, hg.ART_SCHEMA)
+        gan = rebuild(path, hg.ART_SCHEMA)
         fake = prep.inverse_transform(gan.sample(PATIENTS, MONTHS))
         tables.append(_long(figures(real, fake), f"{model}-{epochs}", seed))
     floors = metrics.floor(figures, cohort, PATIENTS)
@@ -143,7 +148,7 @@ def card(name: str, header: Mapping[str, Any], table: pd.DataFrame) -> str:
     return CARD.format(
         name=name,
         model=model,
-        what="Health Gym v1, a recurrent WGAN-GP",
+        what=WHAT[model],
         epochs=epochs,
         patients=PATIENTS,
         months=MONTHS,

@@ -4,7 +4,7 @@
 
 The resumable state is saved after every epoch in _build/training, which git
 ignores; run the same command again after any interruption. At each milestone
-(v1: 100 and 200 epochs) the weights are saved beside it, for tools/ship.py.
+(of v1, 100 and 200 epochs) the weights are saved beside it, for tools/ship.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 
 import healthgym_utils as hg
 from healthgym_utils.gan import WGANGP, Settings
+from healthgym_utils.pretrained import rebuild
 
 PATIENTS = 300
 LENGTHS = (10, 20, 30, 40, 50, 60)  # months a lesson
-MILESTONES = {"v1": (100, 200)}  # epochs
+MILESTONES = {"v1": (100, 200), "v2": (100,), "v2.5": (100,)}  # epochs
 FOLDER = Path(__file__).resolve().parents[1] / "_build" / "training"
 
 
@@ -31,6 +32,17 @@ def state_path(model: str, seed: int) -> Path:
 def snapshot_path(model: str, epochs: int, seed: int) -> Path:
     """Say where the weights at a milestone are kept."""
     return FOLDER / f"{model}-{epochs}-seed{seed}.safetensors"
+
+
+def new_model(model: str, settings: Settings) -> WGANGP:
+    """Build a generation: v2 has a memory, v2.5 a transformer as well."""
+    generator = memory = None
+    torch.manual_seed(settings.seed)
+    if model != "v1":
+        memory = hg.LatentMemory(hg.ART_SCHEMA)
+    if model == "v2.5":
+        generator = hg.TransformerGenerator(hg.ART_SCHEMA)
+    return WGANGP(hg.ART_SCHEMA, generator, settings, memory=memory)
 
 
 def train(model: str, seed: int, bf16: bool) -> None:
@@ -47,9 +59,9 @@ def train(model: str, seed: int, bf16: bool) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = state_path(model, seed)
     if path.exists():
-        gan = WGANGP.load(path, hg.ART_SCHEMA)
+        gan = rebuild(path, hg.ART_SCHEMA)
     else:
-        gan = WGANGP(hg.ART_SCHEMA, settings=Settings(seed=seed, bf16=bf16))
+        gan = new_model(model, Settings(seed=seed, bf16=bf16))
         gan.provenance = {
             "source": cohort.attrs["source"],
             "patients": PATIENTS,

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import train
 
 import healthgym_utils as hg
 from healthgym_utils import checkpoint, metrics
-from healthgym_utils.pretrained import FOLDER
+from healthgym_utils.gan import Settings
+from healthgym_utils.pretrained import FOLDER, rebuild
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 EPOCHS = {"v1-100": 100, "v1-200": 200}
@@ -79,3 +81,17 @@ def test_samples_decode_to_the_cards_figures(name):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="v1-100, v1-200"):
         hg.load_pretrained("v9")
+
+
+@pytest.mark.parametrize("model", ["v1", "v2", "v2.5"])
+def test_every_generation_is_rebuilt_from_its_header(model, tmp_path):
+    settings = Settings(seed=3)
+    made = train.new_model(model, settings)
+    path = tmp_path / "m.safetensors"
+    made.save(path)
+    again = rebuild(path, hg.ART_SCHEMA, torch.device("cpu"))
+    assert type(again.generator) is type(made.generator)
+    assert (again.memory is None) == (model == "v1")
+    torch.testing.assert_close(again.sample(2, 8), made.sample(2, 8))
+    twin = train.new_model(model, settings)
+    assert torch.equal(twin.sample(2, 8), made.sample(2, 8))
