@@ -1,5 +1,6 @@
 """Run the cells of a notebook on one worker, and report what each costs."""
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,6 +20,11 @@ class NotebookScheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         return path if path.endswith(".ipynb") else nodeid
+
+
+def pytest_configure() -> None:
+    """Run cells as their stored outputs were made: without progress bars."""
+    os.environ["TQDM_DISABLE"] = "1"
 
 
 def pytest_xdist_make_scheduler(
