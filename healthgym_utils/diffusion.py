@@ -14,7 +14,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,8 @@ from torch.utils.data import DataLoader
 
 from healthgym_utils import checkpoint, training
 from healthgym_utils.guardrails import LIMITS, limited
-from healthgym_utils.memory import _check
-from healthgym_utils.runtime import get_device, progress
+from healthgym_utils.runtime import check_choice, get_device, progress
 from healthgym_utils.schema import Schema
-from healthgym_utils.sequences import RandomWindows
 from healthgym_utils.unet import UNet1D
 
 SCHEDULES = ("linear", "cosine")
@@ -36,7 +34,7 @@ TARGETS = ("noise", "x0", "v")
 CLASS_LOSSES = ("mse", "cross_entropy")
 SAMPLERS = ("ddpm", "ddim")
 SPACINGS = ("trailing", "leading")
-HEADER = training.PROGRESS | {"network", "settings", "weights_only"}
+HEADER = training.PROGRESS | {"network", "weights_only"}
 
 
 class NoiseSchedule:
@@ -183,7 +181,7 @@ def timesteps(total: int, count: int, spacing: str = "trailing") -> list[int]:
         begins (Lin et al. 2024, table 2); leading, which DDIM made common,
         ends at step 1 and starts short of the last.
     """
-    _check("spacing", spacing, SPACINGS)
+    check_choice("spacing", spacing, SPACINGS)
     if not 1 <= count <= total:
         raise ValueError(f"1 to {total} sampling steps, got {count}")
     if spacing == "trailing":
@@ -367,10 +365,10 @@ class DiffusionSettings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        _check("schedule", self.schedule, SCHEDULES)
-        _check("target", self.target, TARGETS)
-        _check("categorical_loss", self.categorical_loss, CLASS_LOSSES)
-        _check("limit", self.limit, LIMITS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("target", self.target, TARGETS)
+        check_choice("categorical_loss", self.categorical_loss, CLASS_LOSSES)
+        check_choice("limit", self.limit, LIMITS)
         timesteps(self.steps, self.sampling_steps, self.spacing)
         if self.target == "noise" and self.zero_terminal:
             raise ValueError(
@@ -589,7 +587,7 @@ class Diffusion:
         if (epochs is None) == (steps is None):
             raise ValueError("say how long to train: epochs, or steps")
         if isinstance(loaders, DataLoader):
-            loaders = {_length_of(loaders): loaders}
+            loaders = {training.length_of(loaders): loaders}
         self._check_data(loaders)
         training.continue_loaders(self, loaders)
         self._learn_statics(loaders)
@@ -909,7 +907,7 @@ class Diffusion:
 
     def _step(self, sampler: str, eta: float) -> Callable[..., Tensor]:
         """Choose how to step back."""
-        _check("sampler", sampler, SAMPLERS)
+        check_choice("sampler", sampler, SAMPLERS)
         if sampler == "ddim":
             return partial(ddim_step, self.schedule, eta=eta)
         if eta:
@@ -1015,12 +1013,9 @@ class Diffusion:
         if not weights_only:
             tensors |= training.resumable_tensors(self)
         header = {
-            "model": type(self).__name__,
-            "schema": self.schema.to_dict(),
-            "settings": asdict(self.settings),
             "network": type(self.network).__name__,
             "weights_only": weights_only,
-        } | training.progress_header(self)
+        } | training.header_of(self)
         checkpoint.save(path, tensors, header)
 
     @classmethod
@@ -1079,11 +1074,3 @@ class Diffusion:
         if self.average is not self.network:
             networks["average"] = self.average
         return networks
-
-
-def _length_of(loader: DataLoader) -> int:
-    """Months of the sequences that a loader serves."""
-    data = loader.dataset
-    if isinstance(data, RandomWindows):
-        return data.length
-    return data.tensors[0].shape[1]

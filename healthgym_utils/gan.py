@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,6 @@ SLOPE = 0.1  # of every LeakyReLU, as published
 HEADER = training.PROGRESS | {
     "generator",
     "memory",
-    "settings",
     "weights_only",
 }
 
@@ -580,13 +579,10 @@ class WGANGP:
         if not weights_only:
             tensors |= training.resumable_tensors(self)
         header = {
-            "model": type(self).__name__,
-            "schema": self.schema.to_dict(),
-            "settings": asdict(self.settings),
             "generator": type(self.generator).__name__,
             "memory": self.memory and self.memory.arguments,
             "weights_only": weights_only,
-        } | training.progress_header(self)
+        } | training.header_of(self)
         checkpoint.save(path, tensors, header)
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from healthgym_utils.runtime import check_choice
 from healthgym_utils.schema import Schema
 
 LIMITS = ("none", "clip", "dynamic")
@@ -49,14 +50,13 @@ def limited(x0: Tensor, how: str, quantile: float = 0.995) -> Tensor:
     ValueError
         If there is no such way.
     """
+    check_choice("limit", how, LIMITS)
     if how == "none":
         return x0
     if how == "clip":
         return x0.clamp(-1, 1)
-    if how == "dynamic":
-        size = x0.abs().quantile(quantile, dim=1, keepdim=True).clamp(min=1)
-        return x0.clamp(-size, size) / size
-    raise ValueError(f"limit is one of {LIMITS}, got {how!r}")
+    size = x0.abs().quantile(quantile, dim=1, keepdim=True).clamp(min=1)
+    return x0.clamp(-size, size) / size
 
 
 def outside(x: Tensor, schema: Schema) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from healthgym_utils.runtime import check_choice
 from healthgym_utils.schema import Schema
 
 ENCODERS = ("moments", "vae", "projection")
@@ -62,8 +63,8 @@ class LatentMemory(nn.Module):
         buffer: bool = True,
     ) -> None:
         super().__init__()
-        _check("encoder", encoder, ENCODERS)
-        _check("downsampling", downsampling, DOWNSAMPLING)
+        check_choice("encoder", encoder, ENCODERS)
+        check_choice("downsampling", downsampling, DOWNSAMPLING)
         self.encoder, self.downsampling = encoder, downsampling
         self.buffer = buffer
         self.capacity = capacity
@@ -206,8 +207,3 @@ class LatentMemory(nn.Module):
 def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Kullback-Leibler divergence from a standard normal, elementwise."""
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
-
-
-def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {choices}, got {value!r}")

@@ -64,3 +64,15 @@ def progress(steps: Iterable, description: str, unit: str = "step") -> tqdm:
     return tqdm(
         steps, desc=description, unit=unit, leave=False, disable=disable
     )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, the choices and the value.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is one of {choices}, got {value!r}")

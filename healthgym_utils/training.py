@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -13,13 +14,28 @@ from healthgym_utils.sequences import RandomWindows
 
 Loaders = Mapping[int, DataLoader]
 # What the header of a checkpoint says of a training.
-PROGRESS = {"epoch", "seconds", "fingerprint", "provenance", "history"}
+PROGRESS = {
+    "settings",
+    "epoch",
+    "seconds",
+    "fingerprint",
+    "provenance",
+    "history",
+}
 
 
 def sequences_of(loader: DataLoader) -> Tensor:
     """Return what a loader draws from, in the order of its patients."""
     data = loader.dataset
     return data.x if isinstance(data, RandomWindows) else data.tensors[0]
+
+
+def length_of(loader: DataLoader) -> int:
+    """Months of the sequences that a loader serves."""
+    data = loader.dataset
+    if isinstance(data, RandomWindows):
+        return data.length
+    return data.tensors[0].shape[1]
 
 
 def fingerprint_of(loaders: Loaders) -> str:
@@ -95,11 +111,14 @@ def load_resumable(model: Any, tensors: Mapping[str, Tensor]) -> None:
         adam.load_state_dict(adam.state_dict() | {"state": state})
 
 
-def progress_header(model: Any) -> dict[str, Any]:
-    """Describe how far a model's training is, in JSON types."""
+def header_of(model: Any) -> dict[str, Any]:
+    """Describe a model and how far its training is, in JSON types."""
     history = model.history
     names = history[0] if history else {}
     return {
+        "model": type(model).__name__,
+        "schema": model.schema.to_dict(),
+        "settings": asdict(model.settings),
         "epoch": model.epoch,
         "seconds": model.seconds,
         "fingerprint": model.fingerprint,
@@ -110,7 +129,7 @@ def progress_header(model: Any) -> dict[str, Any]:
 
 
 def load_progress(model: Any, header: Mapping[str, Any]) -> None:
-    """Put back what :func:`progress_header` described."""
+    """Put back what :func:`header_of` described."""
     model.epoch = header["epoch"]
     model.seconds = header["seconds"]
     model.fingerprint = header["fingerprint"]

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from train import FOLDER, MILESTONES, PATIENTS, snapshot_path
+from train import FOLDER, LENGTHS, MILESTONES, PATIENTS, snapshot_path
 
 import healthgym_utils as hg
-from healthgym_utils import checkpoint, metrics
-from healthgym_utils.pretrained import rebuild
+from healthgym_utils import checkpoint, metrics, pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGED = ROOT / "healthgym_utils" / "checkpoints"
+PACKAGED = pretrained.FOLDER
 RESULTS = ROOT / "benchmarks" / "results"
 SHIPPED_SEED = 42
 MONTHS = 60
@@ -56,7 +55,7 @@ CARD = """\
 |---|---|
 | made by | `make train MODEL={model}{options}`, `make ship MODEL={model}` |
 | settings | {settings} |
-| lessons | 10, 20, 30, 40, 50, 60 months, batches of 256, the rest dropped |
+| lessons | {lessons} months, batches of 256, the rest dropped |
 | cost | {cost} |
 | package version | {package_version} |
 | data fingerprint | `{fingerprint}` |
@@ -119,7 +118,7 @@ def measure(model: str) -> pd.DataFrame:
     real = cohort[(order > PATIENTS) & (order <= 2 * PATIENTS)]
     tables = []
     for (epochs, seed), path in snapshots(model).items():
-        gan = rebuild(path, hg.ART_SCHEMA)
+        gan = pretrained.rebuild(path, hg.ART_SCHEMA)
         fake = prep.inverse_transform(gan.sample(PATIENTS, MONTHS))
         tables.append(_long(figures(real, fake), f"{model}-{epochs}", seed))
     floors = metrics.floor(figures, cohort, PATIENTS)
@@ -155,6 +154,7 @@ def card(name: str, header: Mapping[str, Any], table: pd.DataFrame) -> str:
         settings=", ".join(f"{k} {v}" for k, v in plain.items())
         + f", seed {settings['seed']}",
         options=" OPTIONS=--bf16" if settings["bf16"] else "",
+        lessons=", ".join(map(str, LENGTHS)),
         cost=_cost(header),
         package_version=header["package_version"],
         fingerprint=header["fingerprint"][:16],
