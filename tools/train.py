@@ -70,7 +70,9 @@ def train(model: str, seed: int, bf16: bool) -> None:
     for epochs in MILESTONES[model]:
         if gan.epoch < epochs:
             gan.fit(loaders, epochs, checkpoint_path=path)
-            snapshot = snapshot_path(model, epochs, seed)
+        snapshot = snapshot_path(model, epochs, seed)
+        # Also after a kill between the last epoch's save and this one.
+        if gan.epoch == epochs and not snapshot.exists():
             gan.save(snapshot, weights_only=True)
             print(f"{snapshot}: {gan.seconds:.0f} s of training")
 
