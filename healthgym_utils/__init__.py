@@ -14,7 +14,7 @@ from healthgym_utils.gan import (
 from healthgym_utils.layers import LSTM, FeatureEmbedding
 from healthgym_utils.memory import LatentMemory
 from healthgym_utils.preprocess import Preprocessor
-from healthgym_utils.pretrained import load_pretrained
+from healthgym_utils.pretrained import load_pretrained, load_results
 from healthgym_utils.runtime import get_device, seed_everything
 from healthgym_utils.schema import (
     ART_FULL_SCHEMA,
@@ -54,6 +54,7 @@ __all__ = [
     "gradient_penalty",
     "load_art",
     "load_pretrained",
+    "load_results",
     "metrics",
     "plots",
     "seed_everything",

@@ -1,10 +1,12 @@
-"""Trained models that come with the package."""
+"""What comes with the package: trained models, and results of experiments."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from healthgym_utils import checkpoint
@@ -13,6 +15,7 @@ from healthgym_utils.memory import LatentMemory
 from healthgym_utils.schema import ART_SCHEMA, Schema
 
 FOLDER = Path(__file__).parent / "checkpoints"
+RESULTS = Path(__file__).parent / "results"
 
 
 def load_pretrained(
@@ -52,6 +55,39 @@ def load_pretrained(
             f"there is no trained model {name!r}; there are {', '.join(names)}"
         )
     return rebuild(path, schema, device)
+
+
+def load_results(name: str) -> pd.DataFrame:
+    """Load the table of an experiment that took too long for a notebook.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"ablation_memory"``. The command that made it, and with
+        what, is in ``results/<name>.json`` beside it or on a model's card.
+
+    Returns
+    -------
+    DataFrame
+        One row a measured value; what it was made with, if that is noted,
+        in ``attrs["provenance"]``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table; the message lists those there are.
+    """
+    path = RESULTS / f"{name}.csv"
+    if not path.is_file():
+        names = sorted(p.stem for p in RESULTS.glob("*.csv"))
+        raise ValueError(
+            f"there are no results {name!r}; there are {', '.join(names)}"
+        )
+    table = pd.read_csv(path)
+    note = path.with_suffix(".json")
+    if note.is_file():
+        table.attrs["provenance"] = json.loads(note.read_text("utf-8"))
+    return table
 
 
 def rebuild(

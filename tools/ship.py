@@ -3,8 +3,8 @@
     python tools/ship.py v1
 
 Takes what tools/train.py left in _build/training, of every seed. Writes
-benchmarks/results/fidelity_<model>.csv (all seeds, with the floor) and, for
-each milestone, the weights of seed 42 and a card in
+healthgym_utils/results/fidelity_<model>.csv (all seeds, with the floor) and,
+for each milestone, the weights of seed 42 and a card in
 healthgym_utils/checkpoints.
 """
 
@@ -23,9 +23,8 @@ from train import FOLDER, LENGTHS, MILESTONES, PATIENTS, snapshot_path
 import healthgym_utils as hg
 from healthgym_utils import checkpoint, metrics, pretrained
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = pretrained.FOLDER
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = pretrained.RESULTS
 SHIPPED_SEED = 42
 MONTHS = 60
 FLOOR = "floor"

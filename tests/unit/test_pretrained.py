@@ -78,6 +78,13 @@ def test_samples_decode_to_the_cards_figures(name):
         assert float(row.split("|")[2]) == pytest.approx(distance, abs=0.01)
 
 
+def test_results_come_with_the_package():
+    table = hg.load_results("fidelity_v1")
+    assert {"v1-100", "v1-200", "floor"} == set(table["name"])
+    with pytest.raises(ValueError, match="fidelity_v1"):
+        hg.load_results("fidelity_v9")
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="v1-100, v1-200"):
         hg.load_pretrained("v9")
