@@ -39,6 +39,10 @@ class LatentMemory(nn.Module):
         ``"vae"`` is one: Kingma & Welling (2014), reparametrised, with a
         divergence for each month of each patient. ``"projection"`` is a
         fixed random map that learns nothing.
+    decoder_variance : float, optional
+        What the decoder of ``"vae"`` may be off by. Half the embedding
+        width if not given, which v2's weights imply, and with which a VAE
+        codes nothing: no direction of the embedding varies as much.
     downsampling : {"replacement", "reservoir"}
         What to keep when the buffer overflows: a random draw with
         replacement, or a uniform sample of all patients ever seen (Vitter
@@ -49,7 +53,8 @@ class LatentMemory(nn.Module):
     Raises
     ------
     ValueError
-        If a choice is none of those above.
+        If a choice is none of those above, or a decoder variance is given
+        that is not positive or belongs to another encoder than the VAE.
     """
 
     def __init__(
@@ -59,12 +64,20 @@ class LatentMemory(nn.Module):
         hidden: int = 128,
         capacity: int = 10_000,
         encoder: str = "moments",
+        decoder_variance: float | None = None,
         downsampling: str = "replacement",
         buffer: bool = True,
     ) -> None:
         super().__init__()
         check_choice("encoder", encoder, ENCODERS)
         check_choice("downsampling", downsampling, DOWNSAMPLING)
+        if decoder_variance is not None and (
+            encoder != "vae" or decoder_variance <= 0
+        ):
+            raise ValueError(
+                'decoder_variance is positive, and for encoder="vae"; got '
+                f"{decoder_variance} for {encoder!r}"
+            )
         self.encoder, self.downsampling = encoder, downsampling
         self.buffer = buffer
         self.capacity = capacity
@@ -73,10 +86,13 @@ class LatentMemory(nn.Module):
             "hidden": hidden,
             "capacity": capacity,
             "encoder": encoder,
+            "decoder_variance": decoder_variance,
             "downsampling": downsampling,
             "buffer": buffer,
         }
         width = schema.embedding_width
+        # A Gaussian likelihood of `width` numbers, as a weight of their mean.
+        self.error_weight = width / 2 / (decoder_variance or width / 2)
         if encoder == "projection":
             fixed = torch.randn(width, latent) / width**0.5
             self.register_buffer("projection", fixed)
@@ -118,7 +134,8 @@ class LatentMemory(nn.Module):
         Returns
         -------
         Tensor, shape ()
-            Mean squared error, plus the Kullback-Leibler divergence from a
+            Mean squared error (times half the width over the decoder's
+            variance), plus the Kullback-Leibler divergence from a
             standard normal, summed over latent dimensions: of the batch's
             moments (``"moments"``), or of each month's own distribution,
             averaged (``"vae"``).
@@ -134,7 +151,7 @@ class LatentMemory(nn.Module):
             variance, centre = torch.var_mean(latent, dim=(0, 1), correction=0)
             divergence = _divergence(centre, (variance + 1e-8).log())
         error = (self.decoder(latent) - embedded).square().mean()
-        return error + divergence.sum()
+        return self.error_weight * error + divergence.sum()
 
     @property
     def learns(self) -> bool:

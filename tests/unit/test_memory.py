@@ -55,8 +55,10 @@ def test_published_loss_draws_batch_moments(embedded, random):
     )
 
 
-def test_true_vae_has_a_divergence_for_every_month(embedded):
-    memory = small_memory(encoder="vae")
+@pytest.mark.parametrize("variance", [None, 0.05])
+def test_true_vae_has_a_divergence_for_every_month(embedded, variance):
+    """The negative evidence bound, without its constants."""
+    memory = small_memory(encoder="vae", decoder_variance=variance)
     features = memory._features(embedded)
     deviation = (memory.log_variance(features) / 2).exp()
     normal = distributions.Normal(memory.latent(features), deviation)
@@ -66,11 +68,27 @@ def test_true_vae_has_a_divergence_for_every_month(embedded):
         deviation.shape, generator=torch.Generator().manual_seed(0)
     )
     latent = normal.loc + noise * deviation
-    error = F.mse_loss(memory.decoder(latent), embedded)
+    likelihood = distributions.Normal(
+        memory.decoder(latent), (variance or WIDTH / 2) ** 0.5
+    )
+    constant = likelihood.log_prob(likelihood.loc)
+    surprise = constant - likelihood.log_prob(embedded)
     torch.testing.assert_close(
         memory.loss(embedded, torch.Generator().manual_seed(0)),
-        error + divergence.sum(dim=-1).mean(),
+        surprise.sum(dim=-1).mean() + divergence.sum(dim=-1).mean(),
     )
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"encoder": "vae", "decoder_variance": 0.0},
+        {"encoder": "moments", "decoder_variance": 1.0},
+    ],
+)
+def test_a_decoder_variance_is_the_vae_s(choices):
+    with pytest.raises(ValueError, match="decoder_variance is positive"):
+        small_memory(**choices)
 
 
 def test_autoencoder_learns_to_reconstruct(embedded, random):
