@@ -1,0 +1,261 @@
+"""Take the models of Part III apart: one change at a time, equal compute.
+
+    python benchmarks/ablation.py memory [--seeds 42 43 44]
+    python benchmarks/ablation.py generator
+
+Every variant of a study is trained on the same patients, with the same
+settings and as many updates, once for each seed, and measured at several
+points on the way against patients that were held out. Each finished training
+is added to healthgym_utils/results/ablation_<study>.csv at once, and what it
+was made with is noted beside it, so that an interrupted study goes on where
+it stopped. ``make ablation STUDY=memory`` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import healthgym_utils as hg
+from healthgym_utils import metrics, pretrained
+from healthgym_utils.gan import WGANGP, Settings
+
+SCHEMA = hg.ART_SCHEMA
+GROUP = ("Gender", "Ethnic")
+PATIENTS = 300  # to train on, and as many more to compare with
+CPU = torch.device("cpu")
+
+Variant = Callable[[Settings], WGANGP]
+
+
+def with_memory(**choices: object) -> Variant:
+    """Build a recurrent model with a latent memory of these choices."""
+
+    def build(s: Settings) -> WGANGP:
+        memory = hg.LatentMemory(SCHEMA, s.latent, s.hidden, **choices)
+        return WGANGP(SCHEMA, settings=s, memory=memory, device=CPU)
+
+    return build
+
+
+def with_transformer(
+    standard_scale: bool = False, **choices: object
+) -> Variant:
+    """Build a transformer with a memory: v2.5, or one of its variants."""
+
+    def build(s: Settings) -> WGANGP:
+        heads = 8
+        if standard_scale:
+            choices["scale"] = (s.latent / heads) ** 0.5
+        generator = hg.TransformerGenerator(
+            SCHEMA, s.latent, heads=heads, **choices
+        )
+        memory = hg.LatentMemory(SCHEMA, s.latent, s.hidden)
+        return WGANGP(SCHEMA, generator, s, CPU, memory)
+
+    return build
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and at which budget."""
+
+    variants: Mapping[str, Variant] = field(repr=False)
+    settings: Mapping[str, float]
+    lengths: tuple[int, ...]
+    batch_size: int
+    milestones: tuple[int, ...]  # epochs after which to measure
+
+    def describe(self) -> dict[str, object]:
+        """Say in JSON types what a result was made with."""
+        return asdict(Settings(**self.settings)) | {
+            "lengths": self.lengths,
+            "batch_size": self.batch_size,
+            "milestones": self.milestones,
+            "patients": PATIENTS,
+            "held_out": PATIENTS,
+            "cohort": "simulated",
+            "package_version": hg.__version__,
+            "torch": torch.__version__,
+            "threads": 1,
+            "machine": platform.machine(),
+        }
+
+
+STUDIES = {
+    "memory": Study(
+        variants={
+            "no memory (v1)": lambda s: WGANGP(SCHEMA, settings=s, device=CPU),
+            "autoencoder and buffer (v2)": with_memory(),
+            "autoencoder alone": with_memory(buffer=False),
+            "buffer alone": with_memory(encoder="projection"),
+            "true VAE and buffer": with_memory(
+                encoder="vae", decoder_variance=0.05
+            ),
+            "reservoir": with_memory(downsampling="reservoir"),
+        },
+        settings={"latent": 32, "hidden": 32},
+        lengths=(6,),
+        batch_size=64,
+        milestones=(20, 40, 60, 80, 100),
+    ),
+    "generator": Study(
+        variants={
+            "LSTM (v2)": with_memory(),
+            "transformer (v2.5)": with_transformer(),
+            "standard scale": with_transformer(standard_scale=True),
+            "with feed-forward": with_transformer(feed_forward=True),
+        },
+        settings={"latent": 32, "hidden": 32},
+        lengths=(6,),
+        batch_size=64,
+        milestones=(20, 40, 60, 80, 100),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Patients to train on, and patients to compare with."""
+
+    x: Tensor
+    held_out: pd.DataFrame
+    prep: hg.Preprocessor
+
+    @classmethod
+    def load(cls) -> Data:
+        """Take the first patients of the simulated cohort."""
+        cohort = hg.load_art("simulated", 2 * PATIENTS)
+        order = cohort["PatientID"].rank(method="dense")
+        train = cohort[order <= PATIENTS]
+        prep = hg.Preprocessor(SCHEMA).fit(train)
+        return cls(prep.transform(train), cohort[order > PATIENTS], prep)
+
+
+def group_shares(rows: Tensor) -> Tensor:
+    """Joint shares of the groups that soft rows promise."""
+    first, second = (rows[..., SCHEMA.spans[name]] for name in GROUP)
+    return (first.unsqueeze(-1) * second.unsqueeze(-2)).mean(dim=(0, 1))
+
+
+def group_spread(rows: Tensor) -> Tensor:
+    """How much patients differ in the groups' columns, before decoding."""
+    columns = torch.cat([rows[..., SCHEMA.spans[n]] for n in GROUP], dim=-1)
+    return columns.mean(dim=1).std(dim=0).mean()
+
+
+def measure(model: WGANGP, data: Data, months: int) -> pd.Series:
+    """Compare a model's samples with the held-out patients."""
+    rows = model.sample(PATIENTS, months)
+    fake = data.prep.inverse_transform(rows)
+    early = data.held_out["Timestep"] < months
+    real = data.held_out[early]
+    truth = data.x[:, :months]
+    gap = (group_shares(rows) - group_shares(truth)).abs().sum() / 2
+    soft = {
+        "soft_tv": gap.item(),
+        "soft_spread": (group_spread(rows) / group_spread(truth)).item(),
+    }
+    return pd.concat(
+        [
+            metrics.coverage(real, fake, GROUP),
+            pd.Series(soft),
+            metrics.ks_distances(real, fake, SCHEMA).add_prefix("KS "),
+            metrics.total_variations(real, fake, SCHEMA).add_prefix("TV "),
+        ]
+    )
+
+
+def run(study: Study, variant: str, seed: int, data: Data) -> pd.DataFrame:
+    """Train one variant on one seed, and measure it at every milestone."""
+    torch.manual_seed(seed)
+    model = study.variants[variant](Settings(**study.settings, seed=seed))
+    loaders = hg.curriculum_loaders(
+        data.x, study.lengths, study.batch_size, seed=seed
+    )
+    weights = sum(p.numel() for p in model.generator.parameters())
+    tables, seconds = [], 0.0
+    for epochs in study.milestones:
+        started = time.process_time()
+        model.fit(loaders, epochs)
+        seconds += time.process_time() - started
+        values = measure(model, data, max(study.lengths))
+        values["generator_weights"] = weights
+        tables.append(
+            pd.DataFrame(
+                {
+                    "variant": variant,
+                    "seed": seed,
+                    "epoch": epochs,
+                    "updates": len(model.history),
+                    "cpu_seconds": round(seconds, 1),
+                    "figure": values.index,
+                    "value": values.to_numpy().round(5),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file by a whole one."""
+    beside = path.with_suffix(path.suffix + ".partial")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def conduct(name: str, seeds: list[int], folder: Path) -> pd.DataFrame:
+    """Run what a study still lacks, and return the whole table."""
+    study, data = STUDIES[name], Data.load()
+    path = folder / f"ablation_{name}.csv"
+    note = path.with_suffix(".json")
+    made_with = json.loads(json.dumps(study.describe()))
+    table = pd.DataFrame({"variant": [], "seed": []})
+    if path.exists():
+        if json.loads(note.read_text(encoding="utf-8")) != made_with:
+            raise SystemExit(
+                f"{path} was made with other settings ({note.name}); remove "
+                "both to begin anew"
+            )
+        table = pd.read_csv(path)
+    folder.mkdir(exist_ok=True)
+    write(note, json.dumps(made_with, indent=2) + "\n")
+    done = set(zip(table["variant"], table["seed"], strict=True))
+    for seed in seeds:
+        for variant in study.variants:
+            if (variant, seed) in done:
+                continue
+            rows = run(study, variant, seed, data)
+            table = pd.concat([table, rows], ignore_index=True)
+            table = table.astype({"seed": int})
+            write(path, table.to_csv(index=False))
+            cost = rows["cpu_seconds"].max()
+            print(f"{variant}, seed {seed}: {cost:.0f} s", flush=True)
+    return table
+
+
+def main() -> None:
+    """Parse the command line, run, and print the last milestone's means."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=sorted(STUDIES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    options = parser.parse_args()
+    # Processor seconds are compared: a second thread would blur them.
+    torch.set_num_threads(1)
+    table = conduct(options.study, options.seeds, pretrained.RESULTS)
+    last = table[table["epoch"] == table["epoch"].max()]
+    print(last.pivot_table("value", "figure", "variant", sort=False).round(3))
+
+
+if __name__ == "__main__":
+    main()
