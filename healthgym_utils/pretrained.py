@@ -10,10 +10,12 @@ import pandas as pd
 import torch
 
 from healthgym_utils import checkpoint
+from healthgym_utils.diffusion import Diffusion
 from healthgym_utils.gan import WGANGP, TransformerGenerator
 from healthgym_utils.memory import LatentMemory
 from healthgym_utils.schema import ART_SCHEMA, Schema
 
+Model = WGANGP | Diffusion
 FOLDER = Path(__file__).parent / "checkpoints"
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +24,7 @@ def load_pretrained(
     name: str,
     schema: Schema = ART_SCHEMA,
     device: torch.device | None = None,
-) -> WGANGP:
+) -> Model:
     """Load a trained model that comes with the package.
 
     All were trained on simulated patients, none on the published cohort.
@@ -40,7 +42,7 @@ def load_pretrained(
 
     Returns
     -------
-    WGANGP
+    WGANGP or Diffusion
         With its history; weights in half precision on disk, float32 here.
 
     Raises
@@ -94,8 +96,8 @@ def rebuild(
     path: str | os.PathLike,
     schema: Schema,
     device: torch.device | None = None,
-) -> WGANGP:
-    """Load a WGAN-GP of any generation, with the parts its header names.
+) -> Model:
+    """Load a model of any generation, with the parts its header names.
 
     Parameters
     ----------
@@ -107,9 +109,12 @@ def rebuild(
     Raises
     ------
     CheckpointError
-        As :meth:`WGANGP.load` does, which takes parts of one's own, too.
+        As :meth:`WGANGP.load` and :meth:`Diffusion.load` do, which take
+        parts of one's own, too.
     """
     header = checkpoint.read_header(path)
+    if header.get("model") == Diffusion.__name__:
+        return Diffusion.load(path, schema, device)
     generator = memory = None
     if header.get("generator") == TransformerGenerator.__name__:
         generator = TransformerGenerator(schema)

@@ -14,11 +14,19 @@ import argparse
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from train import FOLDER, LENGTHS, MILESTONES, PATIENTS, snapshot_path
+from train import (
+    DIFFUSION_BATCH,
+    FOLDER,
+    LENGTHS,
+    MILESTONES,
+    PATIENTS,
+    snapshot_path,
+)
 
 import healthgym_utils as hg
 from healthgym_utils import checkpoint, metrics, pretrained
@@ -29,10 +37,45 @@ SHIPPED_SEED = 42
 MONTHS = 60
 FLOOR = "floor"
 
-WHAT = {
-    "v1": "Health Gym v1, a recurrent WGAN-GP",
-    "v2": "Health Gym v2, a recurrent WGAN-GP with a latent memory",
-    "v2.5": "Health Gym v2.5, a WGAN-GP with a transformer and a memory",
+GAN_LESSONS = (
+    f"{', '.join(map(str, LENGTHS))} months, batches of 256, the rest dropped"
+)
+REMEMBERS = (
+    "Its buffer holds codes of the patients it was trained on, and the\n"
+    "newest of them can be linked to their patients (notebook 16).\n"
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a card says of every model of a generation."""
+
+    what: str
+    contents: str
+    lessons: str = GAN_LESSONS
+    warning: str = ""
+
+
+GENERATIONS = {
+    "v1": Generation(
+        "Health Gym v1, a recurrent WGAN-GP", "generator and critic"
+    ),
+    "v2": Generation(
+        "Health Gym v2, a recurrent WGAN-GP with a latent memory",
+        "generator, critic and memory",
+        warning=REMEMBERS,
+    ),
+    "v2.5": Generation(
+        "Health Gym v2.5, a WGAN-GP with a transformer and a memory",
+        "generator, critic and memory",
+        warning=REMEMBERS,
+    ),
+    "v3": Generation(
+        "Health Gym v3 with this book's settings, a diffusion model",
+        "the mean of the network's weights",
+        lessons=f"{MONTHS} months, batches of {DIFFUSION_BATCH}",
+        warning="How much it memorises has not been measured yet.\n",
+    ),
 }
 TITLES = {
     "joint_tv": "Gender x Ethnic: total variation",
@@ -53,12 +96,12 @@ CARD = """\
 | Fact | Value |
 |---|---|
 | made by | `make train MODEL={model}{options}`, `make ship MODEL={model}` |
-| settings | {settings} |
-| lessons | {lessons} months, batches of 256, the rest dropped |
+| settings | {settings} |{memory}
+| lessons | {lessons} |
 | cost | {cost} |
 | package version | {package_version} |
 | data fingerprint | `{fingerprint}` |
-| in the file | generator and critic in half precision, the whole history |
+| in the file | {contents} in half precision, the whole history |
 
 ## How good it is
 
@@ -81,7 +124,7 @@ For the lessons of this book. It is a small model with known faults, kept so
 that they can be studied: do not use its output in place of data. It was
 trained on simulated patients, so it holds nobody's record; a file trained on
 a real cohort would have to be examined for leaks before it is passed on.
-"""
+{warning}"""
 
 
 def figures(real: pd.DataFrame, fake: pd.DataFrame) -> pd.Series:
@@ -117,8 +160,8 @@ def measure(model: str) -> pd.DataFrame:
     real = cohort[(order > PATIENTS) & (order <= 2 * PATIENTS)]
     tables = []
     for (epochs, seed), path in snapshots(model).items():
-        gan = pretrained.rebuild(path, hg.ART_SCHEMA)
-        fake = prep.inverse_transform(gan.sample(PATIENTS, MONTHS))
+        model_at = pretrained.rebuild(path, hg.ART_SCHEMA)
+        fake = prep.inverse_transform(model_at.sample(PATIENTS, MONTHS))
         tables.append(_long(figures(real, fake), f"{model}-{epochs}", seed))
     floors = metrics.floor(figures, cohort, PATIENTS)
     for draw, row in floors.iterrows():
@@ -142,24 +185,33 @@ def card(name: str, header: Mapping[str, Any], table: pd.DataFrame) -> str:
     model, _, epochs = name.partition("-")
     settings = header["settings"]
     plain = {k: v for k, v in settings.items() if k not in ("bf16", "seed")}
+    generation = GENERATIONS[model]
+    memory = header.get("memory")
     ours = table[table["name"] == name]
     return CARD.format(
         name=name,
         model=model,
-        what=WHAT[model],
+        what=generation.what,
         epochs=epochs,
         patients=PATIENTS,
         months=MONTHS,
-        settings=", ".join(f"{k} {v}" for k, v in plain.items())
-        + f", seed {settings['seed']}",
+        settings=_listed(plain | {"seed": settings["seed"]}),
+        memory=f"\n| memory | {_listed(memory)} |" if memory else "",
         options=" OPTIONS=--bf16" if settings["bf16"] else "",
-        lessons=", ".join(map(str, LENGTHS)),
+        lessons=generation.lessons,
+        contents=generation.contents,
+        warning=generation.warning,
         cost=_cost(header),
         package_version=header["package_version"],
         fingerprint=header["fingerprint"][:16],
         seeds=", ".join(str(s) for s in sorted(ours["seed"].unique())),
         rows="\n".join(_card_rows(ours, table[table["name"] == FLOOR])),
     )
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    """Write names and values in one line."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _cost(header: Mapping[str, Any]) -> str:
@@ -169,7 +221,8 @@ def _cost(header: Mapping[str, Any]) -> str:
         "server CPU that had other work too"
     )
     if header["settings"]["bf16"]:
-        text += "; the critic's matrix products in bfloat16"
+        network = "network" if header["model"] == "Diffusion" else "critic"
+        text += f"; the {network}'s matrix products in bfloat16"
     return text
 
 

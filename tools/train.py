@@ -13,14 +13,23 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import healthgym_utils as hg
+from healthgym_utils.diffusion import DiffusionSettings
 from healthgym_utils.gan import WGANGP, Settings
-from healthgym_utils.pretrained import rebuild
+from healthgym_utils.pretrained import Model, rebuild
+from healthgym_utils.training import Loaders
 
 PATIENTS = 300
-LENGTHS = (10, 20, 30, 40, 50, 60)  # months a lesson
-MILESTONES = {"v1": (100, 200), "v2": (100,), "v2.5": (100,)}  # epochs
+DIFFUSION_BATCH = 64
+LENGTHS = (10, 20, 30, 40, 50, 60)  # months a lesson of a GAN
+MILESTONES = {  # epochs
+    "v1": (100, 200),
+    "v2": (100,),
+    "v2.5": (100,),
+    "v3": (300,),
+}
 FOLDER = Path(__file__).resolve().parents[1] / "_build" / "training"
 
 
@@ -34,47 +43,56 @@ def snapshot_path(model: str, epochs: int, seed: int) -> Path:
     return FOLDER / f"{model}-{epochs}-seed{seed}.safetensors"
 
 
-def new_model(model: str, settings: Settings) -> WGANGP:
+def new_model(model: str, seed: int, bf16: bool) -> Model:
     """Build a generation: v2 has a memory, v2.5 a transformer as well."""
+    if model == "v3":
+        # None leaves the choice to the device.
+        settings = DiffusionSettings(seed=seed, bf16=bf16 or None)
+        return hg.Diffusion(hg.ART_SCHEMA, settings)
     generator = memory = None
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     if model != "v1":
         memory = hg.LatentMemory(hg.ART_SCHEMA)
     if model == "v2.5":
         generator = hg.TransformerGenerator(hg.ART_SCHEMA)
+    settings = Settings(seed=seed, bf16=bf16)
     return WGANGP(hg.ART_SCHEMA, generator, settings, memory=memory)
 
 
+def loaders_of(model: str, x: Tensor, seed: int) -> Loaders:
+    """Serve patients: in the published lessons, or all months to v3."""
+    if model == "v3":
+        loader = hg.sequence_loader(x, DIFFUSION_BATCH, seed=seed)
+        return {x.shape[1]: loader}
+    return hg.curriculum_loaders(
+        x, LENGTHS, batch_size=256, drop_last=True, seed=seed
+    )
+
+
 def train(model: str, seed: int, bf16: bool) -> None:
-    """Train with the published settings, through all milestones."""
+    """Train with the default settings, through all milestones."""
     cohort = hg.load_art("simulated", PATIENTS)
     prep = hg.Preprocessor(hg.ART_SCHEMA).fit(cohort)
-    loaders = hg.curriculum_loaders(
-        prep.transform(cohort),
-        LENGTHS,
-        batch_size=256,
-        drop_last=True,
-        seed=seed,
-    )
+    loaders = loaders_of(model, prep.transform(cohort), seed)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = state_path(model, seed)
     if path.exists():
-        gan = rebuild(path, hg.ART_SCHEMA)
+        trained = rebuild(path, hg.ART_SCHEMA)
     else:
-        gan = new_model(model, Settings(seed=seed, bf16=bf16))
-        gan.provenance = {
+        trained = new_model(model, seed, bf16)
+        trained.provenance = {
             "source": cohort.attrs["source"],
             "patients": PATIENTS,
             "scalings": prep.to_dict()["scalings"],
         }
     for epochs in MILESTONES[model]:
-        if gan.epoch < epochs:
-            gan.fit(loaders, epochs, checkpoint_path=path)
+        if trained.epoch < epochs:
+            trained.fit(loaders, epochs, checkpoint_path=path)
         snapshot = snapshot_path(model, epochs, seed)
         # Also after a kill between the last epoch's save and this one.
-        if gan.epoch == epochs and not snapshot.exists():
-            gan.save(snapshot, weights_only=True)
-            print(f"{snapshot}: {gan.seconds:.0f} s of training")
+        if trained.epoch == epochs and not snapshot.exists():
+            trained.save(snapshot, weights_only=True)
+            print(f"{snapshot}: {trained.seconds:.0f} s of training")
 
 
 def main() -> None:
