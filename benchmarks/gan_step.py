@@ -1,11 +1,13 @@
 """Time our WGAN-GP updates against a literal version of the published loop.
 
-    python benchmarks/gan_step.py [--months 20] [--rounds 5] [--bf16]
+    python benchmarks/gan_step.py [v1|v2|v2.5] [--months 20] [--rounds 5]
+        [--bf16]
 
-``make bench OPTIONS=--bf16`` runs it with the settings of memory that ``make
-train`` uses, for both. Both run in one process, by turns, from the same
-weights and the same draws. Before any timing, the critic's gradients are
-checked to be the same.
+``make bench OPTIONS="v2 --bf16"`` runs it with the settings of memory that
+``make train`` uses, for both. Both run in one process, by turns, from the
+same weights and the same draws. Before any timing, the critic's gradients are
+checked to be the same. A turn is a whole batch: five critic steps, the step of
+the autoencoder where there is one, and the generator's.
 
 The literal version does what the published worked example does: a Python
 loop over months with one projection a month, directions one after the other,
@@ -23,7 +25,13 @@ import torch
 from torch import Tensor, nn
 
 import healthgym_utils as hg
-from healthgym_utils.gan import WGANGP, Settings, to_valid
+from healthgym_utils.gan import (
+    WGANGP,
+    correlation_loss,
+    to_valid,
+)
+from healthgym_utils.layers import AttentionBlock
+from healthgym_utils.pretrained import untrained
 
 
 def literal_direction(
@@ -67,18 +75,34 @@ def literal_scores(critic: nn.Module, x: Tensor) -> Tensor:
     return critic.score(final).squeeze(1)
 
 
+def literal_block(block: AttentionBlock, x: Tensor) -> Tensor:
+    """Attention of all heads spelled out, a residual and a norm."""
+    q, k, v = (
+        part.unflatten(-1, (block.heads, -1)).transpose(1, 2)
+        for part in block.project_in(x).chunk(3, dim=-1)
+    )
+    weights = torch.softmax(q @ k.transpose(-1, -2) / block.scale, dim=-1)
+    mixed = (weights @ v).transpose(1, 2).flatten(2)
+    return block.norm(x + block.project_out(mixed))
+
+
 def literal_fakes(generator: nn.Module, z: Tensor) -> Tensor:
-    """Generate with the literal LSTM; the graph is kept."""
-    raw = generator.body(literal_lstm(generator.lstm, z))
+    """Generate with the literal LSTM or attention; the graph is kept."""
+    if isinstance(generator, hg.TransformerGenerator):
+        x = z + generator.positions.weight[: z.shape[1]]
+        for block in generator.blocks:
+            x = literal_block(block, x)
+        x = torch.relu(generator.norm(generator.mix(x) + x))
+        raw = generator.head(x)
+    else:
+        raw = generator.body(literal_lstm(generator.lstm, z))
     return to_valid(raw, generator.schema)
 
 
 def literal_critic_loss(model: WGANGP, real: Tensor) -> Tensor:
     """Compute the published critic loss from the draws that ours makes."""
     s = model.settings
-    z = torch.rand(
-        (len(real), real.shape[1], s.latent), generator=model.random
-    )
+    z = model._noise(len(real), real.shape[1], model.random)
     fake = literal_fakes(model.generator, z)
     alpha = torch.rand((len(real), 1, 1), generator=model.random)
     on_real = literal_scores(model.critic, real)
@@ -101,16 +125,45 @@ def literal_critic_step(model: WGANGP, real: Tensor) -> None:
     model.adams["critic"].step()
 
 
+def literal_generator_step(model: WGANGP, real: Tensor) -> None:
+    """Update the generator once; the critic gathers gradients in vain."""
+    s = model.settings
+    z = model._noise(len(real), real.shape[1], model.random)
+    fake = literal_fakes(model.generator, z)
+    bound = torch.rand((real.shape[2],) * 2, generator=model.random)
+    matched = correlation_loss(fake, hg.correlation(real), bound)
+    score = literal_scores(model.critic, fake).mean()
+    model.adams["generator"].zero_grad()
+    (s.correlation_weight * matched - score).backward()
+    model.adams["generator"].step()
+
+
+def literal_batch(model: WGANGP, real: Tensor) -> None:
+    """Do everything that one batch is for, the published way."""
+    for _ in range(model.settings.critic_steps):
+        literal_critic_step(model, real)
+    if model.memory is not None:
+        model.memory_step(real)
+    literal_generator_step(model, real)
+
+
+def our_batch(model: WGANGP, real: Tensor) -> None:
+    """Do the same our way."""
+    model._train_batch(real, hg.correlation(real))
+
+
 def critic_gradients(model: WGANGP) -> Tensor:
     """All gradients of the critic in one row."""
     grads = [p.grad for p in model.critic.parameters()]
     return torch.cat([g.flatten() for g in grads if g is not None])
 
 
-def relative_difference(real: Tensor, bf16: bool) -> float:
+def relative_difference(real: Tensor, generation: str, bf16: bool) -> float:
     """Largest difference of critic gradients, relative to the largest."""
-    ours = WGANGP(hg.ART_SCHEMA, settings=Settings(bf16=bf16))
-    literal = WGANGP(hg.ART_SCHEMA)
+    ours, literal = untrained(generation, bf16=bf16), untrained(generation)
+    if ours.memory is not None:  # so that there is something to draw
+        for model in (ours, literal):
+            model.memory_step(real)
     ours.critic_step(real)
     literal_critic_step(literal, real)
     a, b = critic_gradients(ours), critic_gradients(literal)
@@ -120,6 +173,9 @@ def relative_difference(real: Tensor, bf16: bool) -> float:
 def main() -> None:
     """Check, time by turns, and print the ratio with its spread."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "generation", nargs="?", default="v1", choices=["v1", "v2", "v2.5"]
+    )
     parser.add_argument("--months", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bf16", action="store_true")
@@ -127,16 +183,16 @@ def main() -> None:
     cohort = hg.load_art("simulated", 256)
     x = hg.Preprocessor(hg.ART_SCHEMA).fit(cohort).transform(cohort)
     real = x[:, : options.months].contiguous()
-    difference = relative_difference(real, options.bf16)
+    difference = relative_difference(real, options.generation, options.bf16)
     print(f"critic gradients: relative difference {difference:.1e}")
     limit = 2e-2 if options.bf16 else 1e-5
     if difference > limit:
         raise SystemExit(f"above {limit:.0e}: not the same arithmetic")
-    ours = WGANGP(hg.ART_SCHEMA, settings=Settings(bf16=options.bf16))
-    literal = WGANGP(hg.ART_SCHEMA)
+    ours = untrained(options.generation, bf16=options.bf16)
+    literal = untrained(options.generation)
     steps = {
-        "literal": lambda: literal_critic_step(literal, real),
-        "ours": lambda: ours.critic_step(real),
+        "literal": lambda: literal_batch(literal, real),
+        "ours": lambda: our_batch(ours, real),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.rounds + 1):
@@ -147,7 +203,7 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - started)
     ratios = np.array(seconds["literal"]) / np.array(seconds["ours"])
     for name, times in seconds.items():
-        print(f"{name:8} {np.median(times):.3f} s a critic step")
+        print(f"{name:8} {np.median(times):.3f} s a batch")
     low, high = ratios.min(), ratios.max()
     print(f"ratio {np.median(ratios):.2f} ({low:.2f} to {high:.2f})")
 

@@ -10,12 +10,14 @@ import pandas as pd
 import torch
 
 from healthgym_utils import checkpoint
-from healthgym_utils.diffusion import Diffusion
-from healthgym_utils.gan import WGANGP, TransformerGenerator
+from healthgym_utils.diffusion import Diffusion, DiffusionSettings
+from healthgym_utils.gan import WGANGP, Settings, TransformerGenerator
 from healthgym_utils.memory import LatentMemory
+from healthgym_utils.runtime import check_choice
 from healthgym_utils.schema import ART_SCHEMA, Schema
 
 Model = WGANGP | Diffusion
+GENERATIONS = ("v1", "v2", "v2.5", "v3")
 FOLDER = Path(__file__).parent / "checkpoints"
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,6 +59,33 @@ def load_pretrained(
             f"there is no trained model {name!r}; there are {', '.join(names)}"
         )
     return rebuild(path, schema, device)
+
+
+def untrained(name: str, seed: int = 42, bf16: bool = False) -> Model:
+    """Build a generation as it comes with the package, before training.
+
+    Parameters
+    ----------
+    name : {"v1", "v2", "v2.5", "v3"}
+        v2 is v1 with a latent memory, v2.5 has a transformer as well, and v3
+        is the diffusion model.
+    seed : int
+        Of the weights and of every draw in training.
+    bf16 : bool
+        Whether to train in bfloat16; v3 does so by itself where it pays.
+    """
+    check_choice("name", name, GENERATIONS)
+    if name == "v3":
+        settings = DiffusionSettings(seed=seed, bf16=bf16 or None)
+        return Diffusion(ART_SCHEMA, settings)
+    generator = memory = None
+    torch.manual_seed(seed)
+    if name != "v1":
+        memory = LatentMemory(ART_SCHEMA)
+    if name == "v2.5":
+        generator = TransformerGenerator(ART_SCHEMA)
+    settings = Settings(seed=seed, bf16=bf16)
+    return WGANGP(ART_SCHEMA, generator, settings, memory=memory)
 
 
 def load_results(name: str) -> pd.DataFrame:

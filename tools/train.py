@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 import healthgym_utils as hg
-from healthgym_utils.diffusion import DiffusionSettings
-from healthgym_utils.gan import WGANGP, Settings
-from healthgym_utils.pretrained import Model, rebuild
+from healthgym_utils.pretrained import rebuild, untrained
 from healthgym_utils.training import Loaders
 
 PATIENTS = 300
@@ -43,22 +41,6 @@ def snapshot_path(model: str, epochs: int, seed: int) -> Path:
     return FOLDER / f"{model}-{epochs}-seed{seed}.safetensors"
 
 
-def new_model(model: str, seed: int, bf16: bool) -> Model:
-    """Build a generation: v2 has a memory, v2.5 a transformer as well."""
-    if model == "v3":
-        # None leaves the choice to the device.
-        settings = DiffusionSettings(seed=seed, bf16=bf16 or None)
-        return hg.Diffusion(hg.ART_SCHEMA, settings)
-    generator = memory = None
-    torch.manual_seed(seed)
-    if model != "v1":
-        memory = hg.LatentMemory(hg.ART_SCHEMA)
-    if model == "v2.5":
-        generator = hg.TransformerGenerator(hg.ART_SCHEMA)
-    settings = Settings(seed=seed, bf16=bf16)
-    return WGANGP(hg.ART_SCHEMA, generator, settings, memory=memory)
-
-
 def loaders_of(model: str, x: Tensor, seed: int) -> Loaders:
     """Serve patients: in the published lessons, or all months to v3."""
     if model == "v3":
@@ -79,7 +61,7 @@ def train(model: str, seed: int, bf16: bool) -> None:
     if path.exists():
         trained = rebuild(path, hg.ART_SCHEMA)
     else:
-        trained = new_model(model, seed, bf16)
+        trained = untrained(model, seed, bf16)
         trained.provenance = {
             "source": cohort.attrs["source"],
             "patients": PATIENTS,

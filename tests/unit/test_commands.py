@@ -13,7 +13,7 @@ from notebooks import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--bf16"]])
+@pytest.mark.parametrize("options", [[], ["v2", "--bf16"], ["v2.5"]])
 def test_step_benchmark(options):
     """It checks that both versions give the same gradients, then times."""
     command = [sys.executable, "benchmarks/gan_step.py", "--months", "3"]

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import train
 from training import assert_same
 
 import healthgym_utils as hg
 from healthgym_utils import checkpoint, metrics
-from healthgym_utils.pretrained import FOLDER, rebuild
+from healthgym_utils.pretrained import FOLDER, GENERATIONS, rebuild, untrained
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 EPOCHS = {"v1-100": 100, "v1-200": 200}
@@ -90,13 +89,13 @@ def test_an_unknown_name_lists_the_known_ones():
         hg.load_pretrained("v9")
 
 
-@pytest.mark.parametrize("model", sorted(train.MILESTONES))
+@pytest.mark.parametrize("model", GENERATIONS)
 def test_every_generation_is_rebuilt_from_its_header(model, tmp_path):
-    made = train.new_model(model, seed=3, bf16=False)
+    made = untrained(model, seed=3, bf16=False)
     path = tmp_path / "m.safetensors"
     made.save(path)
     again = rebuild(path, hg.ART_SCHEMA, torch.device("cpu"))
     assert type(again) is type(made)
     assert getattr(again, "memory", None) is None or model in ("v2", "v2.5")
     assert_same(again, made)
-    assert_same(train.new_model(model, seed=3, bf16=False), made)
+    assert_same(untrained(model, seed=3, bf16=False), made)
