@@ -6,15 +6,24 @@ body-text size on a desktop page and can still be read at 390 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import hashlib
+import html
+import io
+import json
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from string import Template
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from PIL import Image
 
 from healthgym_utils.schema import Feature, Schema
 
@@ -199,3 +208,75 @@ def flow(
                 xytext=(x, y + pitch - height / 2),
                 arrowprops={"arrowstyle": "->", "color": color, "lw": 1.4},
             )
+
+
+def player(
+    frames: Iterable[Figure],
+    captions: Sequence[str],
+    alt: str,
+    start: int = 0,
+    milliseconds: int = 250,
+) -> HTML:
+    """Show figures one after the other, with a slider and a play button.
+
+    Needs no network and no kernel. Nothing moves until the reader asks for
+    it; the slider takes the arrow keys. Where scripts do not run, as on
+    GitHub, the frame at ``start`` stands as a picture.
+
+    Parameters
+    ----------
+    frames : iterable of Figure
+        All of one size; each is drawn and closed, so a generator is best.
+    captions : sequence of str
+        What each frame shows, such as "Step 50 of 500". Shown beside the
+        slider, and read out by screen readers.
+    alt : str
+        What the frames show, as a whole.
+    start : int
+        The frame shown first.
+    milliseconds : int
+        Pause between two frames; four times as long for readers who have
+        asked their system for less motion.
+
+    Raises
+    ------
+    ValueError
+        If there is not one caption a frame, or no frame ``start``.
+    """
+    pictures = [_webp(figure) for figure in frames]
+    if len(pictures) != len(captions):
+        raise ValueError(
+            f"{len(pictures)} frames and {len(captions)} captions: give each "
+            "frame one"
+        )
+    if not 0 <= start < len(pictures):
+        raise ValueError(f"no frame {start} among {len(pictures)}")
+    # The same frames give the same page, whenever it is built.
+    name = "player-" + hashlib.sha256("".join(pictures).encode()).hexdigest()
+    template = resources.files("healthgym_utils") / "templates" / "player.html"
+    page = Template(template.read_text(encoding="utf-8"))
+    return HTML(
+        page.substitute(
+            name=name[:19],
+            alt=html.escape(alt),
+            picture=pictures[start],
+            caption=html.escape(captions[start]),
+            start=start,
+            last=len(pictures) - 1,
+            # A caption may not end the script that holds it.
+            captions=json.dumps(list(captions)).replace("<", "\\u003c"),
+            pictures=json.dumps(pictures),
+            milliseconds=milliseconds,
+        )
+    )
+
+
+def _webp(figure: Figure) -> str:
+    """Draw a figure, close it, and return it as an address of data."""
+    figure.canvas.draw()
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
+    plt.close(figure)
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, "WEBP", quality=70, method=6)
+    code = base64.b64encode(stream.getvalue()).decode()
+    return f"data:image/webp;base64,{code}"
