@@ -19,7 +19,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +48,16 @@ def with_memory(**choices: object) -> Variant:
     return build
 
 
+def with_strangers(s: Settings) -> WGANGP:
+    """Fill the buffer, once and for all, with vectors that mean nobody."""
+    memory = hg.LatentMemory(
+        SCHEMA, s.latent, s.hidden, encoder="projection", buffer=False
+    )
+    memory.entries.normal_()
+    memory.filled.fill_(memory.capacity)
+    return WGANGP(SCHEMA, settings=s, memory=memory, device=CPU)
+
+
 def with_transformer(
     standard_scale: bool = False, **choices: object
 ) -> Variant:
@@ -64,6 +74,11 @@ def with_transformer(
         return WGANGP(SCHEMA, generator, s, CPU, memory)
 
     return build
+
+
+def at_rate(learning_rate: float, variant: Variant) -> Variant:
+    """Train a variant at another learning rate than the study's."""
+    return lambda s: variant(replace(s, learning_rate=learning_rate))
 
 
 @dataclass(frozen=True)
@@ -102,9 +117,17 @@ STUDIES = {
             "true VAE and buffer": with_memory(
                 encoder="vae", decoder_variance=0.05
             ),
+            "true VAE, v2's weights": with_memory(encoder="vae"),
             "reservoir": with_memory(downsampling="reservoir"),
+            "random vectors": with_strangers,
         },
-        settings={"latent": 32, "hidden": 32},
+        # Faster than published, so that little training tells them apart.
+        settings={
+            "latent": 32,
+            "hidden": 32,
+            "learning_rate": 5e-3,
+            "critic_steps": 3,
+        },
         lengths=(6,),
         batch_size=64,
         milestones=(20, 40, 60, 80, 100),
@@ -115,11 +138,13 @@ STUDIES = {
             "transformer (v2.5)": with_transformer(),
             "standard scale": with_transformer(standard_scale=True),
             "with feed-forward": with_transformer(feed_forward=True),
+            "LSTM, rate 0.003": at_rate(0.003, with_memory()),
+            "transformer, rate 0.003": at_rate(0.003, with_transformer()),
         },
-        settings={"latent": 32, "hidden": 32},
-        lengths=(6,),
+        settings={"latent": 64, "hidden": 64},
+        lengths=(10,),
         batch_size=64,
-        milestones=(20, 40, 60, 80, 100),
+        milestones=(5, 10, 15, 25, 35),
     ),
 }
 
