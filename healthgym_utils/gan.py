@@ -530,10 +530,10 @@ class WGANGP:
         z = self._noise(batch, months, self.random)
         bound = torch.rand(target.shape, generator=self.random)
         self.critic.requires_grad_(False)
+        fake = self.generator(z)
         with self._precision():
-            fake = self.generator(z)
             score = self.critic(fake).mean()
-        matched = correlation_loss(fake.float(), target, bound.to(self.device))
+        matched = correlation_loss(fake, target, bound.to(self.device))
         loss = s.correlation_weight * matched - score
         self._update("generator", loss)
         self.critic.requires_grad_(True)
