@@ -65,10 +65,9 @@ def with_transformer(
 
     def build(s: Settings) -> WGANGP:
         heads = 8
-        if standard_scale:
-            choices["scale"] = (s.latent / heads) ** 0.5
+        scale = (s.latent / heads) ** 0.5 if standard_scale else None
         generator = hg.TransformerGenerator(
-            SCHEMA, s.latent, heads=heads, **choices
+            SCHEMA, s.latent, heads=heads, scale=scale, **choices
         )
         memory = hg.LatentMemory(SCHEMA, s.latent, s.hidden)
         return WGANGP(SCHEMA, generator, s, CPU, memory)
