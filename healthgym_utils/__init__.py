@@ -13,6 +13,7 @@ from healthgym_utils.gan import (
 )
 from healthgym_utils.layers import LSTM, FeatureEmbedding
 from healthgym_utils.memory import LatentMemory
+from healthgym_utils.metrics import scoreboard
 from healthgym_utils.preprocess import Preprocessor
 from healthgym_utils.pretrained import load_pretrained, load_results
 from healthgym_utils.runtime import get_device, seed_everything
@@ -57,6 +58,7 @@ __all__ = [
     "load_results",
     "metrics",
     "plots",
+    "scoreboard",
     "seed_everything",
     "sequence_loader",
     "simulate_art",

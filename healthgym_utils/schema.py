@@ -524,3 +524,23 @@ ART_SCHEMA = ART_FULL_SCHEMA.subset(
 # Columns of the published table that are no features: whether the value was
 # really measured, or the drugs really recorded, in that month.
 ART_FLAGS = ("VL_M", "CD4_M", "Drug_M")
+
+
+def suppressed(table: pd.DataFrame, limit: float = 1000.0) -> pd.Series:
+    """Say in which rows the viral load is below a limit.
+
+    An outcome for the scoreboard. Published analyses of this cohort ask when
+    a patient gets to 1,000 copies/mL.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table with ``VL`` in copies/mL.
+    limit : float
+        In copies/mL.
+
+    Returns
+    -------
+    Series of bool
+    """
+    return table["VL"] < limit

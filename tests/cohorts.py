@@ -42,3 +42,26 @@ def made_up_table(
             low = feature.minimum if feature.minimum is not None else -50
             table[feature.name] = low + rng.gamma(2, 20, rows)
     return table
+
+
+def by_hand(**columns) -> pd.DataFrame:
+    """Build a table of the made-up cohort from (stays, hours) arrays.
+
+    Variables that are not given stay at one value; labels may be codes.
+    """
+    shape = np.shape(next(iter(columns.values())))
+    still = {"lactate": 1.0, "base_excess": 0.0, "age": 40.0}
+    still |= {"ward": 0, "ventilated": 0}
+    table = pd.DataFrame(
+        {
+            MADE_UP.patient: np.repeat(np.arange(shape[0]), shape[1]),
+            MADE_UP.month: np.tile(np.arange(shape[1]), shape[0]),
+        }
+    )
+    for name, value in (still | columns).items():
+        values = np.broadcast_to(value, shape).ravel()
+        feature = MADE_UP[name]
+        if not feature.is_real:
+            values = np.asarray(feature.classes)[values]
+        table[name] = values
+    return table

@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from cohorts import MADE_UP, made_up_table
+from cohorts import MADE_UP, by_hand, made_up_table
 from scipy import stats
 
 from healthgym_utils import metrics
+from healthgym_utils.preprocess import EPSILON
+from healthgym_utils.schema import ART_SCHEMA
+from healthgym_utils.trajectories import Panel
 
 GROUPS = ["ward", "ventilated"]
 
@@ -59,6 +62,34 @@ def test_total_variation_by_hand():
     assert found["ventilated"] == 0
 
 
+def test_wasserstein_is_scipys_in_log10(real, fake):
+    found = metrics.wasserstein_distances(real, fake, MADE_UP)
+    logs = (np.log10(t["lactate"] + EPSILON) for t in (real, fake))
+    assert found["lactate"] == pytest.approx(stats.wasserstein_distance(*logs))
+    units = real["base_excess"], fake["base_excess"]
+    expected = stats.wasserstein_distance(*units)
+    assert found["base_excess"] == pytest.approx(expected)
+    tenfold = real.assign(lactate=10 * real["lactate"] + 9 * EPSILON)
+    found = metrics.wasserstein_distances(real, tenfold, MADE_UP)
+    assert found["lactate"] == pytest.approx(1)
+
+
+def test_rows_may_come_as_a_panel(real):
+    """Two cohorts of as many months, for panels are compared so."""
+    fake = made_up_table(MADE_UP, 30, 6, seed=4)
+    folded = Panel.of(real, MADE_UP), Panel.of(fake, MADE_UP)
+    for distances in (
+        metrics.ks_distances,
+        metrics.total_variations,
+        metrics.wasserstein_distances,
+    ):
+        pd.testing.assert_series_equal(
+            distances(*folded, MADE_UP),
+            distances(real, fake, MADE_UP),
+            atol=1e-4,
+        )
+
+
 def test_a_copy_is_at_zero_and_disjoint_cohorts_at_one(real):
     assert (metrics.ks_distances(real, real, MADE_UP) == 0).all()
     assert (metrics.total_variations(real, real, MADE_UP) == 0).all()
@@ -97,6 +128,123 @@ def test_an_invented_group_counts_in_the_distance():
     found = metrics.coverage(groups(A=100), groups(A=90, B=10), ["ward"])
     assert found["joint_tv"] == pytest.approx(0.1)
     assert found["cells_covered"] == 1
+
+
+def test_groups_are_counted_by_patient():
+    """Rows agree, but in the second cohort wards change from hour to hour."""
+    real = by_hand(ward=np.repeat([[0], [0], [1]], 6, axis=1))
+    fake = by_hand(ward=[[0, 0, 0, 0, 1, 1]] * 3)
+    rows = metrics.coverage(real, fake, ["ward"])
+    patients = metrics.static_coverage(real, fake, MADE_UP, ["ward"])
+    assert rows["joint_tv"] == pytest.approx(0)
+    assert patients["joint_tv"] == pytest.approx(1 / 3)
+    assert patients["mass_lost"] == pytest.approx(1 / 3)
+
+
+def test_static_classes_are_crossed(real):
+    table = made_up_table(ART_SCHEMA, 50, 3, seed=1)
+    table["Gender"] = table.groupby("PatientID")["Gender"].transform("first")
+    table["Ethnic"] = table.groupby("PatientID")["Ethnic"].transform("first")
+    women = table[table["Gender"] == "Female"]
+    found = metrics.static_coverage(table, women, ART_SCHEMA)
+    once = table.drop_duplicates("PatientID")
+    columns = ["Gender", "Ethnic"]
+    first = women.drop_duplicates("PatientID")
+    expected = metrics.coverage(once, first, columns)
+    pd.testing.assert_series_equal(found, expected)
+    with pytest.raises(ValueError, match="no static variable has classes"):
+        metrics.static_coverage(real, real, MADE_UP)
+
+
+def test_the_usual_class_is_the_one_of_most_months():
+    table = by_hand(ward=[[3, 3, 1], [2, 5, 5], [4, 0, 2]])
+    found = metrics.usual_classes(table, MADE_UP)
+    assert found["ward"].tolist() == [3, 5, 0]
+    assert found["ventilated"].tolist() == [0, 0, 0]
+
+
+# --- Relations --------------------------------------------------------------
+
+
+def test_rank_correlations_are_scipys(real):
+    found = metrics.rank_correlations(real, MADE_UP)
+    design = pd.get_dummies(real[["lactate", "ward"]], dtype=float)
+    for label in ("W00", "W07"):
+        expected = stats.spearmanr(design["lactate"], design[f"ward_{label}"])
+        value = found.loc["lactate", f"ward={label}"]
+        assert value == pytest.approx(expected.statistic)
+    expected = stats.spearmanr(real["lactate"], real["age"]).statistic
+    assert found.loc["age", "lactate"] == pytest.approx(expected)
+
+
+def test_rank_correlation_distance_by_hand():
+    """Of six values the ranks are turned round; one class is never seen."""
+    up = np.arange(6.0).reshape(2, 3)
+    schema = MADE_UP.subset(["lactate", "base_excess", "ventilated"])
+    nobody, some = np.zeros((2, 3), int), np.array([[0, 0, 0], [1, 1, 1]])
+    real = by_hand(lactate=up, base_excess=up, ventilated=some)
+    fake = by_hand(lactate=up, base_excess=-up, ventilated=nobody)
+    r = stats.spearmanr(up.ravel(), some.ravel()).statistic
+    # Two for the labs; r for two labs and two classes; the classes are one
+    # variable, and no pair.
+    expected = (2 + 4 * r) / 5
+    found = metrics.rank_correlation_distance(real, fake, schema)
+    assert found == pytest.approx(expected)
+    # Nothing is asked about what is constant in the real cohort.
+    found = metrics.rank_correlation_distance(fake, real, schema)
+    assert found == pytest.approx(2)
+
+
+def test_associations_are_scipys(real):
+    real = real.assign(
+        ventilated=np.where(real["ward"] < "W07", real["ventilated"], "no")
+    )
+    found = metrics.associations(real, MADE_UP)
+    assert (np.diag(found) == 1).all()
+    crossed = pd.crosstab(real["ward"], real["ventilated"]).to_numpy()
+    v = stats.contingency.association(crossed, method="cramer")
+    assert found.loc["ward", "ventilated"] == pytest.approx(v)
+    r = stats.pearsonr(real["base_excess"], real["age"]).statistic
+    assert found.loc["base_excess", "age"] == pytest.approx(r, abs=1e-6)
+    age = real["age"]
+    means = age.groupby(real["ward"]).transform("mean")
+    eta = np.sqrt(means.var(ddof=0) / age.var(ddof=0))
+    assert found.loc["ward", "age"] == pytest.approx(eta)
+    assert found.loc["age", "ward"] == found.loc["ward", "age"]
+
+
+def test_constants_have_no_association():
+    table = by_hand(base_excess=[[1.0, 2, 3]])
+    found = metrics.associations(table, MADE_UP)
+    pairs = found.to_numpy()[~np.eye(len(MADE_UP), dtype=bool)]
+    assert np.isnan(pairs).all()
+
+
+def test_association_distances_go_by_kind():
+    half = np.array([[0, 0, 1, 1]])
+    real = by_hand(lactate=np.exp(half), base_excess=half, ward=half)
+    fake = by_hand(lactate=np.exp(half), base_excess=-half, ward=[[0, 1] * 2])
+    found = metrics.association_distances(real, fake, MADE_UP)
+    assert found["pearson"] == pytest.approx(2, abs=1e-5)
+    assert found["correlation_ratio"] == pytest.approx(1)
+    assert np.isnan(found["cramers_v"])
+
+
+# --- Floors -----------------------------------------------------------------
+
+
+def test_floor_can_draw_three_samples(real):
+    seen = []
+
+    def metric(*tables):
+        seen.append([set(t["stay"]) for t in tables])
+        return metrics.ks_distances(*tables[:2], MADE_UP)
+
+    metrics.floor(metric, real, 6, draws=2, patient="stay", samples=3)
+    for sets in seen:
+        assert len(set.union(*sets)) == 18
+    with pytest.raises(ValueError, match="3 times as many"):
+        metrics.floor(metric, real, 7, patient="stay", samples=3)
 
 
 def test_floor_compares_disjoint_samples_of_one_cohort(real):

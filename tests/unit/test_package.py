@@ -25,6 +25,8 @@ ORDER = [
     "guardrails",
     "diffusion",
     "pretrained",
+    "trajectories",
+    "judges",
     "metrics",
     "plots",
 ]
