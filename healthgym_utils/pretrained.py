@@ -17,7 +17,7 @@ from healthgym_utils.runtime import check_choice
 from healthgym_utils.schema import ART_SCHEMA, Schema
 
 Model = WGANGP | Diffusion
-GENERATIONS = ("v1", "v2", "v2.5", "v3")
+GENERATIONS = ("v1", "v2", "v2.5", "v3", "v3-published")
 FOLDER = Path(__file__).parent / "checkpoints"
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,9 +66,9 @@ def untrained(name: str, seed: int = 42, bf16: bool = False) -> Model:
 
     Parameters
     ----------
-    name : {"v1", "v2", "v2.5", "v3"}
+    name : {"v1", "v2", "v2.5", "v3", "v3-published"}
         v2 is v1 with a latent memory, v2.5 has a transformer as well, and v3
-        is the diffusion model.
+        is the diffusion model, with this book's settings or the published.
     seed : int
         Of the weights and of every draw in training.
     bf16 : bool
@@ -78,6 +78,8 @@ def untrained(name: str, seed: int = 42, bf16: bool = False) -> Model:
     if name == "v3":
         settings = DiffusionSettings(seed=seed, bf16=bf16 or None)
         return Diffusion(ART_SCHEMA, settings)
+    if name == "v3-published":
+        return Diffusion.published(ART_SCHEMA, seed=seed, bf16=bf16 or None)
     generator = memory = None
     torch.manual_seed(seed)
     if name != "v1":

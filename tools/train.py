@@ -2,8 +2,9 @@
 
     python tools/train.py v1 [--seed 42] [--bf16]
 
-The resumable state is saved after every epoch in _build/training, which git
-ignores; run the same command again after any interruption. At each milestone
+The resumable state is saved in _build/training, which git ignores, after each
+epoch of a GAN and every 25 of diffusion, which are short; run the same
+command again after any interruption. At each milestone
 (of v1, 100 and 200 epochs) the weights are saved beside it, for tools/ship.py.
 """
 
@@ -27,7 +28,9 @@ MILESTONES = {  # epochs
     "v2": (100,),
     "v2.5": (100,),
     "v3": (300,),
+    "v3-published": (100, 1000, 3000),
 }
+DIFFUSION_SAVES = {"save_every": 25}
 FOLDER = Path(__file__).resolve().parents[1] / "_build" / "training"
 
 
@@ -43,6 +46,9 @@ def snapshot_path(model: str, epochs: int, seed: int) -> Path:
 
 def loaders_of(model: str, x: Tensor, seed: int) -> Loaders:
     """Serve patients: in the published lessons, or all months to v3."""
+    if model == "v3-published":
+        loader = hg.sequence_loader(x, 128, drop_last=True, seed=seed)
+        return {x.shape[1]: loader}
     if model == "v3":
         loader = hg.sequence_loader(x, DIFFUSION_BATCH, seed=seed)
         return {x.shape[1]: loader}
@@ -67,9 +73,10 @@ def train(model: str, seed: int, bf16: bool) -> None:
             "patients": PATIENTS,
             "scalings": prep.to_dict()["scalings"],
         }
+    options = DIFFUSION_SAVES if isinstance(trained, hg.Diffusion) else {}
     for epochs in MILESTONES[model]:
         if trained.epoch < epochs:
-            trained.fit(loaders, epochs, checkpoint_path=path)
+            trained.fit(loaders, epochs, checkpoint_path=path, **options)
         snapshot = snapshot_path(model, epochs, seed)
         # Also after a kill between the last epoch's save and this one.
         if trained.epoch == epochs and not snapshot.exists():
