@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -298,6 +299,12 @@ class DiffusionSettings:
         Whether class columns are predicted as logits, or are numbers too.
     class_weight : float
         Of the cross-entropy, against the mean squared error.
+    evidence_weight : float
+        Of what a month's own noisy class columns say, in the logits. Bayes'
+        rule adds a class's log likelihood to what the rest of the history
+        lets expect; with 0 the network has to learn that, too, and smooths
+        short changes away, with 1 it has only the rest to learn, and until it
+        has, takes noise for changes. Between them lies what works.
     reconstruction_weight : float
         Of the mean squared error of x0's estimate, from the predicted
         target; published 20.
@@ -311,6 +318,8 @@ class DiffusionSettings:
         Months that sequences are padded to with 0; published 100.
     hidden, time_width, levels : int
         Of :class:`UNet1D`.
+    dropout : float
+        Of :class:`UNet1D`, in training: against learning patients by heart.
     learning_rate, beta1, beta2 : float
         Adam's.
     gradient_clip : float, optional
@@ -345,6 +354,7 @@ class DiffusionSettings:
     target: str = "v"
     categorical_loss: str = "cross_entropy"
     class_weight: float = 1.0
+    evidence_weight: float = 0.2
     reconstruction_weight: float = 0.0
     noise_blend: bool = False
     condition_on_statics: bool = True
@@ -352,6 +362,7 @@ class DiffusionSettings:
     hidden: int = 64
     time_width: int = 96
     levels: int = 3
+    dropout: float = 0.2
     learning_rate: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
@@ -384,8 +395,13 @@ class DiffusionSettings:
             )
         if not 0 <= self.variance <= 1:
             raise ValueError(f"variance is in [0, 1], got {self.variance}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is in [0, 1), got {self.ema}")
+        for name in ("ema", "dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is in [0, 1), got {value}")
+        if self.evidence_weight < 0:
+            raise ValueError(
+                f"evidence_weight is 0 or more, got {self.evidence_weight}"
+            )
 
     @classmethod
     def published(cls, **changes: Any) -> DiffusionSettings:
@@ -399,12 +415,14 @@ class DiffusionSettings:
             "zero_terminal": False,
             "target": "noise",
             "categorical_loss": "mse",
+            "evidence_weight": 0.0,
             "reconstruction_weight": 20.0,
             "noise_blend": True,
             "condition_on_statics": False,
             "pad_to": 100,
             "hidden": 256,
             "time_width": 128,
+            "dropout": 0.0,
             "ema": 0.0,
             "sampling_steps": 500,
             "variance": 0.0,
@@ -493,8 +511,10 @@ class Diffusion:
                 s.time_width,
                 s.levels,
                 len(self.static_columns),
+                s.dropout,
             )
-        self.network.to(self.device)
+        # Without dropout, but for the moment of a training step.
+        self.network.to(self.device).eval()
         self.average = self.network
         if s.ema:
             self.average = copy.deepcopy(self.network).requires_grad_(False)
@@ -656,7 +676,10 @@ class Diffusion:
         x0, mask, statics = self.prepare(real, lengths)
         t = torch.randint(1, s.steps + 1, (len(real),), generator=self.random)
         noise = torch.randn(x0.shape, generator=self.random).to(self.device)
-        losses = self.losses(x0, mask, statics, t, noise)
+        self.network.train()
+        with self._dropout_draws():
+            losses = self.losses(x0, mask, statics, t, noise)
+        self.network.eval()
         self.adams["network"].zero_grad()
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(
@@ -668,6 +691,22 @@ class Diffusion:
         self._update_average()
         record = {name: loss.item() for name, loss in losses.items()}
         return record | {"gradient_norm": norm.item()}
+
+    @contextmanager
+    def _dropout_draws(self) -> Iterator[None]:
+        """Draw what falls out from the model's own random numbers.
+
+        Dropout draws from PyTorch's, which a resumed training would not find
+        as it left them, and which are the caller's.
+        """
+        if not self.settings.dropout:
+            yield
+            return
+        seed = int(torch.randint(2**31, (), generator=self.random))
+        is_cuda = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if is_cuda else []):
+            torch.manual_seed(seed)
+            yield
 
     def prepare(
         self, real: Tensor, lengths: Tensor
@@ -756,7 +795,22 @@ class Diffusion:
         """Ask a network, in float32 whatever it computes in."""
         condition = 2 * statics - 1 if self.static_columns else None
         with self._precision():
-            return network(x, t.to(self.device), condition).float()
+            output = network(x, t.to(self.device), condition).float()
+        if self.settings.evidence_weight and self.blocks:
+            output = output + self._evidence(x, t)
+        return output
+
+    def _evidence(self, x: Tensor, t: Tensor) -> Tensor:
+        """Weighted log likelihood of each class, 0 for columns of numbers.
+
+        Rows of a block are a class's row of 1 and -1, shrunk, plus noise:
+        ``-|x - signal row|^2 / (2 spread^2)`` is ``2 signal x / spread^2`` in
+        the class's own column, but for what all classes have in common.
+        """
+        signal, spread = self.schedule.amplitudes(t, x)
+        likelihood = 2 * signal / spread.square() * x
+        likelihood[..., self.numbers] = 0
+        return self.settings.evidence_weight * likelihood
 
     def _precision(self) -> torch.autocast:
         bf16 = self.settings.bf16

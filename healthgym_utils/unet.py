@@ -22,6 +22,9 @@ GROUPS = 8  # of every GroupNorm (Wu & He 2018), as published
 class ResBlock1D(nn.Module):
     """GroupNorm, FiLM, SiLU, Conv3, GroupNorm, SiLU, Conv3, and a skip.
 
+    Dropout, if any, stands before the second convolution, as in Ho et al.
+    (2020); the published v3 has none.
+
     GroupNorm takes its mean and variance over all months, so a block sees
     the whole sequence, faintly, and not three months only.
 
@@ -31,14 +34,19 @@ class ResBlock1D(nn.Module):
         Channels in and out, a multiple of 8.
     time_width : int
         Width of the embedding that gamma and beta are read from.
+    dropout : float
+        Share of values set to 0 in training.
     """
 
-    def __init__(self, hidden: int, time_width: int) -> None:
+    def __init__(
+        self, hidden: int, time_width: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(GROUPS, hidden)
         self.film = nn.Linear(time_width, 2 * hidden)
         self.conv1 = nn.Conv1d(hidden, hidden, 3, padding=1)
         self.norm2 = nn.GroupNorm(GROUPS, hidden)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv1d(hidden, hidden, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -49,7 +57,7 @@ class ResBlock1D(nn.Module):
         gamma, beta = self.film(embedding).unsqueeze(-1).chunk(2, dim=1)
         h = self.norm1(x) * (1 + gamma) + beta
         h = self.conv1(F.silu(h))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        return x + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
 
 class UNet1D(nn.Module):
@@ -70,6 +78,8 @@ class UNet1D(nn.Module):
     condition : int
         Width of a vector that is known of each patient and added to the
         embedding; 0 for none.
+    dropout : float
+        Of every :class:`ResBlock1D`.
 
     Raises
     ------
@@ -85,6 +95,7 @@ class UNet1D(nn.Module):
         time_width: int = 128,
         levels: int = 3,
         condition: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         # One channel a group would be normalised to 0 where the middle is
@@ -109,7 +120,7 @@ class UNet1D(nn.Module):
 
         def blocks(count: int) -> nn.ModuleList:
             return nn.ModuleList(
-                ResBlock1D(hidden, time_width) for _ in range(count)
+                ResBlock1D(hidden, time_width, dropout) for _ in range(count)
             )
 
         self.mix_in = _two_layers(schema.width, hidden, hidden)

@@ -391,6 +391,8 @@ def test_default_is_small_and_conditioned():
         ({"spacing": "even"}, "spacing is one of"),
         ({"sampling_steps": 501}, "1 to 500 sampling steps"),
         ({"ema": 1.0}, "ema is in"),
+        ({"dropout": 1.0}, "dropout is in"),
+        ({"evidence_weight": -1.0}, "evidence_weight is 0 or more"),
         ({"variance": 1.5}, "variance is in"),
     ],
 )
@@ -431,7 +433,8 @@ def test_one_batch_can_be_learned_by_heart(x, settings):
 
 def test_losses_are_what_they_say(x):
     """By hand: squared errors of reals, surprise at classes, valid months."""
-    model = tiny(changed(reconstruction_weight=2.0, class_weight=0.5))
+    choices = {"class_weight": 0.5, "evidence_weight": 0.3}
+    model = tiny(changed(reconstruction_weight=2.0, **choices))
     lengths = torch.tensor([17, 12, 8])
     x0, mask, statics = model.prepare(x[:3], lengths)
     t, noise = torch.tensor([3, 20, 40]), torch.randn_like(x0)
@@ -449,7 +452,10 @@ def test_losses_are_what_they_say(x):
             for f in model.dynamic.categoricals:
                 block = model.dynamic.spans[f.name]
                 truth = x0[i, m, block].argmax()
-                logs = out[i, m, block].log_softmax(0)
+                signal = model.schedule.alpha_bars[t[i]].sqrt()
+                noise_var = 1 - signal**2
+                own = 2 * signal / noise_var * noisy[i, m, block]
+                logs = (out[i, m, block] + 0.3 * own).log_softmax(0)
                 surprise.append(-logs[truth].item())
     parts = [np.mean(v) for v in (square, surprise, rebuilt)]
     assert found["target_loss"].item() == pytest.approx(parts[0], rel=1e-4)
@@ -459,6 +465,50 @@ def test_losses_are_what_they_say(x):
     )
     whole = parts[0] + 0.5 * parts[1] + 2 * parts[2]
     assert found["loss"].item() == pytest.approx(whole, rel=1e-3)
+
+
+class Prior(torch.nn.Module):
+    """Predicts the same logarithms of shares, whatever it is shown."""
+
+    def __init__(self, width, block, shares):
+        super().__init__()
+        self.logs = torch.nn.Parameter(torch.zeros(width))
+        self.logs.data[block] = shares.log()
+
+    def forward(self, x, t, condition):
+        return self.logs.expand(x.shape)
+
+
+def test_prior_and_whole_evidence_are_the_posterior():
+    """Bayes' rule, from normal densities of every class's row."""
+    settings = changed(evidence_weight=1.0, condition_on_statics=False)
+    block = MADE_UP.spans["ward"]
+    shares = torch.arange(1.0, 13.0) / 78
+    network = Prior(MADE_UP.width, block, shares)
+    model = Diffusion(MADE_UP, settings, CPU, network)
+    t, x = 20, torch.randn(4, 9, MADE_UP.width)
+    found = model.denoise(x, t, torch.zeros(4, 0))[..., block]
+    signal, spread = (float(a) for a in model.schedule.amplitudes(t, x[:1]))
+    rows = 2 * torch.eye(12) - 1
+    density = torch.distributions.Normal(signal * rows, spread)
+    logs = density.log_prob(x[..., None, block]).sum(-1)
+    posterior = (logs + shares.log()).softmax(-1)
+    torch.testing.assert_close(found, 2 * posterior - 1)
+
+
+def test_dropout_is_for_training_only_and_nobody_elses(x):
+    """Sampling has none; the caller's random numbers stay where they were."""
+    with_it, without = tiny(changed(dropout=0.5)), tiny(changed(dropout=0.0))
+    for model in (with_it, without):
+        model.fit(loader_of(x), epochs=1)
+    assert with_it.history[0]["loss"] != without.history[0]["loss"]
+    for module in with_it.network.modules():
+        assert not module.training
+    before = torch.get_rng_state()
+    with_it.fit(loader_of(x), epochs=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    rows = with_it.sample(2, 9, seed=1)
+    assert torch.equal(with_it.sample(2, 9, seed=1), rows)
 
 
 def test_reconstruction_is_a_weighted_noise_loss(x):
