@@ -10,7 +10,8 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks bench ablation train ship stamp clean
+.PHONY: help book test quicktest lint notebooks bench ablation sampling train \
+	ship stamp clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
@@ -36,14 +37,19 @@ notebooks: $(READY) ## Execute notebooks in place (NAMES="01 02", or all)
 
 # glibc hands large blocks back to the system after each use; the page faults
 # of getting them again take a sixth of a training step. These keep them.
-train bench ablation: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-train bench ablation: export MALLOC_TRIM_THRESHOLD_ = 8589934592
-train bench ablation: export MALLOC_TOP_PAD_ = 268435456
+train bench ablation sampling: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+train bench ablation sampling: export MALLOC_TRIM_THRESHOLD_ = 8589934592
+train bench ablation sampling: export MALLOC_TOP_PAD_ = 268435456
 
-bench: $(READY) ## Time a training step against the published loop
-	$(BIN)/python benchmarks/gan_step.py $(OPTIONS)
+BENCH ?= gan_step
 
-ablation: $(READY) ## Take models apart (STUDY=memory or generator)
+bench: $(READY) ## Time our steps against the published (BENCH=diffusion_step)
+	$(BIN)/python benchmarks/$(BENCH).py $(OPTIONS)
+
+sampling: $(READY) ## Measure v3's quality against sampling steps
+	$(BIN)/python benchmarks/sampling.py $(OPTIONS)
+
+ablation: $(READY) ## Take models apart (STUDY=memory, generator, diffusion)
 	$(BIN)/python benchmarks/ablation.py $(STUDY) $(OPTIONS)
 
 train: $(READY) ## Train a model, or go on with it (MODEL=v1 OPTIONS=--bf16)

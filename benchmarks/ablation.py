@@ -1,7 +1,8 @@
-"""Take the models of Part III apart: one change at a time, equal compute.
+"""Take models apart: one change at a time, equal compute, several seeds.
 
     python benchmarks/ablation.py memory [--seeds 42 43 44]
     python benchmarks/ablation.py generator
+    python benchmarks/ablation.py diffusion
 
 Every variant of a study is trained on the same patients, with the same
 settings and as many updates, once for each seed, and measured at several
@@ -28,7 +29,10 @@ from torch import Tensor
 
 import healthgym_utils as hg
 from healthgym_utils import metrics, pretrained
+from healthgym_utils.diffusion import DiffusionSettings
 from healthgym_utils.gan import WGANGP, Settings
+from healthgym_utils.guardrails import outside
+from healthgym_utils.schema import suppressed
 
 SCHEMA = hg.ART_SCHEMA
 GROUP = ("Gender", "Ethnic")
@@ -81,6 +85,26 @@ def at_rate(learning_rate: float, variant: Variant) -> Variant:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Patients to train on, and patients to compare with."""
+
+    x: Tensor
+    train: pd.DataFrame
+    held_out: pd.DataFrame
+    prep: hg.Preprocessor
+
+    @classmethod
+    def load(cls) -> Data:
+        """Take the first patients of the simulated cohort."""
+        cohort = hg.load_art("simulated", 2 * PATIENTS)
+        order = cohort["PatientID"].rank(method="dense")
+        train = cohort[order <= PATIENTS]
+        prep = hg.Preprocessor(SCHEMA).fit(train)
+        held_out = cohort[order > PATIENTS]
+        return cls(prep.transform(train), train, held_out, prep)
+
+
+@dataclass(frozen=True)
 class Study:
     """What is compared, and at which budget."""
 
@@ -92,19 +116,131 @@ class Study:
 
     def describe(self) -> dict[str, object]:
         """Say in JSON types what a result was made with."""
-        return asdict(Settings(**self.settings)) | {
+        budget = {
             "lengths": self.lengths,
             "batch_size": self.batch_size,
             "milestones": self.milestones,
-            "patients": PATIENTS,
-            "held_out": PATIENTS,
-            "cohort": "simulated",
-            "package_version": hg.__version__,
-            "torch": torch.__version__,
-            "threads": 1,
-            "machine": platform.machine(),
         }
+        return asdict(Settings(**self.settings)) | budget | circumstances()
 
+    def run(self, variant: str, seed: int, data: Data) -> pd.DataFrame:
+        """Train one variant on one seed, and measure at every milestone."""
+        torch.manual_seed(seed)
+        model = self.variants[variant](Settings(**self.settings, seed=seed))
+        loaders = hg.curriculum_loaders(
+            data.x, self.lengths, self.batch_size, seed=seed
+        )
+        weights = sum(p.numel() for p in model.generator.parameters())
+        tables, seconds = [], 0.0
+        for epochs in self.milestones:
+            started = time.process_time()
+            model.fit(loaders, epochs)
+            seconds += time.process_time() - started
+            values = measure(model, data, max(self.lengths))
+            values["generator_weights"] = weights
+            tables.append(rows_of(values, variant, model, seconds))
+        return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class DiffusionStudy:
+    """The published diffusion model and ours, one choice after the other.
+
+    The published one is trained and sampled at the same width, in as many
+    updates and steps as all others, and not at its own.
+    """
+
+    variants: Mapping[str, Mapping[str, object]] = field(repr=False)
+    common: Mapping[str, object]
+    batch_size: int
+    updates: int
+
+    def describe(self) -> dict[str, object]:
+        """Say in JSON types what a result was made with."""
+        return {
+            "common": dict(self.common),
+            "variants": {k: dict(v) for k, v in self.variants.items()},
+            "batch_size": self.batch_size,
+            "updates": self.updates,
+        } | circumstances()
+
+    def run(self, variant: str, seed: int, data: Data) -> pd.DataFrame:
+        """Train one variant on one seed, and put it on the scoreboard."""
+        settings = DiffusionSettings(
+            **self.common | self.variants[variant], seed=seed
+        )
+        model = hg.Diffusion(SCHEMA, settings, CPU)
+        loader = hg.sequence_loader(data.x, self.batch_size, seed=seed)
+        started = time.process_time()
+        model.fit(loader, steps=self.updates)
+        seconds = time.process_time() - started
+        values = scores(model, data, data.x.shape[1])
+        return rows_of(values, variant, model, seconds)
+
+
+def scores(model: hg.Diffusion, data: Data, months: int) -> pd.Series:
+    """Figures of the scoreboard, the share of women, and of acceptance."""
+    rows = model.sample(PATIENTS, months)
+    fake = data.prep.inverse_transform(rows, clip=True)
+    found = metrics.figures(
+        data.held_out, fake, SCHEMA, data.train, suppressed
+    )
+    found["women"] = (fake["Gender"] == "Female").mean()
+    # What the published filter would keep, were nothing clipped.
+    loose = rows
+    if model.settings.limit != "none":
+        loose = model.sample(PATIENTS, months, limit="none")
+    kept = ~outside(loose, SCHEMA).any(dim=1)
+    found["accepted"] = kept.float().mean().item()
+    return found
+
+
+def rows_of(
+    values: pd.Series, variant: str, model: pretrained.Model, seconds: float
+) -> pd.DataFrame:
+    """Write what was measured as rows of a study's table."""
+    return pd.DataFrame(
+        {
+            "variant": variant,
+            "seed": model.settings.seed,
+            "epoch": model.epoch,
+            "updates": len(model.history),
+            "cpu_seconds": round(seconds, 1),
+            "figure": values.index,
+            "value": values.to_numpy().round(5),
+        }
+    )
+
+
+def circumstances() -> dict[str, object]:
+    """Say what all studies have in common."""
+    return {
+        "patients": PATIENTS,
+        "held_out": PATIENTS,
+        "cohort": "simulated",
+        "package_version": hg.__version__,
+        "torch": torch.__version__,
+        "threads": 1,
+        "machine": platform.machine(),
+    }
+
+
+PUBLISHED = {
+    "schedule": "linear",
+    "zero_terminal": False,
+    "target": "noise",
+    "categorical_loss": "mse",
+    "evidence_weight": 0.0,
+    "reconstruction_weight": 20.0,
+    "noise_blend": True,
+    "condition_on_statics": False,
+    "dropout": 0.0,
+    "ema": 0.0,
+    "limit": "none",
+}
+NO_BLEND = PUBLISHED | {"noise_blend": False}
+V = NO_BLEND | {"reconstruction_weight": 0.0, "target": "v"}
+V_CLASSES = V | {"categorical_loss": "cross_entropy"}
 
 STUDIES = {
     "memory": Study(
@@ -145,25 +281,45 @@ STUDIES = {
         batch_size=64,
         milestones=(5, 10, 15, 25, 35),
     ),
+    "diffusion": DiffusionStudy(
+        variants={
+            # The published choices, and suspects one by one.
+            "published": PUBLISHED | {"pad_to": 100},
+            "published, not padded": PUBLISHED,
+            "published, clipped": PUBLISHED | {"limit": "clip"},
+            "published, cosine": PUBLISHED | {"schedule": "cosine"},
+            "published, averaged": PUBLISHED | {"ema": 0.999},
+            "published, no blend": NO_BLEND,
+            "published, noise loss alone": NO_BLEND
+            | {"reconstruction_weight": 0.0},
+            "published, predicts v": V,
+            "predicts v, cross-entropy": V_CLASSES,
+            "predicts v, cross-entropy, statics given": V_CLASSES
+            | {"condition_on_statics": True},
+            # Ours, without one choice each.
+            "ours": {},
+            "ours, predicts noise": {
+                "target": "noise",
+                "zero_terminal": False,
+            },
+            "ours, predicts x0": {"target": "x0"},
+            "ours, classes by squared error": {"categorical_loss": "mse"},
+            "ours, statics diffused": {"condition_on_statics": False},
+            "ours, signal left at the end": {"zero_terminal": False},
+            "ours, linear schedule": {"schedule": "linear"},
+            "ours, no evidence": {"evidence_weight": 0.0},
+            "ours, no dropout": {"dropout": 0.0},
+            "ours, not averaged": {"ema": 0.0},
+            "ours, not clipped": {"limit": "none"},
+            "ours, leading steps": {"spacing": "leading"},
+            "ours, padded": {"pad_to": 100},
+        },
+        # Narrow networks learn less by heart: less drops out than by default.
+        common={"hidden": 32, "time_width": 64, "dropout": 0.2},
+        batch_size=64,
+        updates=800,
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Data:
-    """Patients to train on, and patients to compare with."""
-
-    x: Tensor
-    held_out: pd.DataFrame
-    prep: hg.Preprocessor
-
-    @classmethod
-    def load(cls) -> Data:
-        """Take the first patients of the simulated cohort."""
-        cohort = hg.load_art("simulated", 2 * PATIENTS)
-        order = cohort["PatientID"].rank(method="dense")
-        train = cohort[order <= PATIENTS]
-        prep = hg.Preprocessor(SCHEMA).fit(train)
-        return cls(prep.transform(train), cohort[order > PATIENTS], prep)
 
 
 def group_shares(rows: Tensor) -> Tensor:
@@ -200,37 +356,6 @@ def measure(model: WGANGP, data: Data, months: int) -> pd.Series:
     )
 
 
-def run(study: Study, variant: str, seed: int, data: Data) -> pd.DataFrame:
-    """Train one variant on one seed, and measure it at every milestone."""
-    torch.manual_seed(seed)
-    model = study.variants[variant](Settings(**study.settings, seed=seed))
-    loaders = hg.curriculum_loaders(
-        data.x, study.lengths, study.batch_size, seed=seed
-    )
-    weights = sum(p.numel() for p in model.generator.parameters())
-    tables, seconds = [], 0.0
-    for epochs in study.milestones:
-        started = time.process_time()
-        model.fit(loaders, epochs)
-        seconds += time.process_time() - started
-        values = measure(model, data, max(study.lengths))
-        values["generator_weights"] = weights
-        tables.append(
-            pd.DataFrame(
-                {
-                    "variant": variant,
-                    "seed": seed,
-                    "epoch": epochs,
-                    "updates": len(model.history),
-                    "cpu_seconds": round(seconds, 1),
-                    "figure": values.index,
-                    "value": values.to_numpy().round(5),
-                }
-            )
-        )
-    return pd.concat(tables, ignore_index=True)
-
-
 def write(path: Path, text: str) -> None:
     """Replace a file by a whole one."""
     beside = path.with_suffix(path.suffix + ".partial")
@@ -259,7 +384,7 @@ def conduct(name: str, seeds: list[int], folder: Path) -> pd.DataFrame:
         for variant in study.variants:
             if (variant, seed) in done:
                 continue
-            rows = run(study, variant, seed, data)
+            rows = study.run(variant, seed, data)
             table = pd.concat([table, rows], ignore_index=True)
             table = table.astype({"seed": int})
             write(path, table.to_csv(index=False))

@@ -18,10 +18,9 @@ critic's backward pass runs through the generator too.
 from __future__ import annotations
 
 import argparse
-import time
 
-import numpy as np
 import torch
+from timing import by_turns, report
 from torch import Tensor, nn
 
 import healthgym_utils as hg
@@ -194,18 +193,8 @@ def main() -> None:
         "literal": lambda: literal_batch(literal, real),
         "ours": lambda: our_batch(ours, real),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.rounds + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if turn:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - started)
-    ratios = np.array(seconds["literal"]) / np.array(seconds["ours"])
-    for name, times in seconds.items():
-        print(f"{name:8} {np.median(times):.3f} s a batch")
-    low, high = ratios.min(), ratios.max()
-    print(f"ratio {np.median(ratios):.2f} ({low:.2f} to {high:.2f})")
+    times = by_turns(steps, options.rounds)
+    report("a batch, literal and ours", times["literal"], times["ours"])
 
 
 if __name__ == "__main__":

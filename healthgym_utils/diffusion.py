@@ -362,7 +362,7 @@ class DiffusionSettings:
     hidden: int = 64
     time_width: int = 96
     levels: int = 3
-    dropout: float = 0.2
+    dropout: float = 0.3
     learning_rate: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999

@@ -27,8 +27,8 @@ MILESTONES = {  # epochs
     "v1": (100, 200),
     "v2": (100,),
     "v2.5": (100,),
-    "v3": (300,),
-    "v3-published": (100, 1000, 3000),
+    "v3": (250,),
+    "v3-published": (1000,),  # a third of the published number
 }
 DIFFUSION_SAVES = {"save_every": 25}
 FOLDER = Path(__file__).resolve().parents[1] / "_build" / "training"

@@ -8,10 +8,14 @@ from dataclasses import replace
 import ablation
 import pandas as pd
 import pytest
+import sampling
 import ship
+import torch
 import train
 
+from healthgym_utils import ART_SCHEMA, Diffusion, sequence_loader
 from healthgym_utils.checkpoint import read_header
+from healthgym_utils.diffusion import DiffusionSettings
 from healthgym_utils.gan import Settings
 from notebooks import ROOT
 
@@ -113,8 +117,79 @@ def test_ablation_does_not_mix_settings(tiny_study, tmp_path, monkeypatch):
         ablation.conduct("memory", [2], tmp_path)
 
 
-def test_every_variant_of_a_study_can_be_built():
-    for study in ablation.STUDIES.values():
-        for build in study.variants.values():
-            model = build(Settings(**study.settings))
-            assert model.sample(2, 3).shape == (2, 3, 22)
+@pytest.mark.parametrize("name", ["memory", "generator"])
+def test_every_gan_of_a_study_can_be_built(name):
+    study = ablation.STUDIES[name]
+    for build in study.variants.values():
+        model = build(Settings(**study.settings))
+        assert model.sample(2, 3).shape == (2, 3, 22)
+
+
+def test_every_diffusion_of_a_study_is_another_one():
+    study = ablation.STUDIES["diffusion"]
+    settings = [
+        DiffusionSettings(**study.common | changes)
+        for changes in study.variants.values()
+    ]
+    assert len(set(settings)) == len(settings)
+    assert study.variants["ours"] == {}
+    # What is called published is, but for width and budget of sampling.
+    preset = DiffusionSettings.published()
+    for name, value in study.variants["published"].items():
+        assert getattr(preset, name) == value
+
+
+@pytest.mark.slow
+def test_diffusion_study_is_put_on_the_scoreboard(tmp_path, monkeypatch):
+    study = ablation.STUDIES["diffusion"]
+    names = ("published", "ours")
+    tiny = replace(
+        study,
+        variants={name: study.variants[name] for name in names},
+        common={"hidden": 16, "time_width": 16, "sampling_steps": 3},
+        updates=2,
+    )
+    monkeypatch.setitem(ablation.STUDIES, "diffusion", tiny)
+    monkeypatch.setattr(ablation, "PATIENTS", 80)
+    table = ablation.conduct("diffusion", [1], tmp_path)
+    assert set(table["variant"]) == set(names)
+    found = table.set_index(["variant", "figure"])["value"]
+    assert found["ours", "statics vary"] == 0
+    assert found["published", "statics vary"] > 0
+    assert 0 <= found["ours", "accepted"] <= 1
+    note = json.loads((tmp_path / "ablation_diffusion.json").read_text())
+    assert note["variants"]["published"]["target"] == "noise"
+
+
+@pytest.mark.slow
+def test_sampling_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "PATIENTS", 80)
+    monkeypatch.setattr(sampling, "PATIENTS", 80)
+    monkeypatch.setattr(sampling, "FOLDER", tmp_path)
+    monkeypatch.setattr(sampling, "STEPS", (1, 2))
+    settings = DiffusionSettings(hidden=16, time_width=16, seed=5)
+    model = Diffusion(ART_SCHEMA, settings, torch.device("cpu"))
+    data = ablation.Data.load()
+    model.fit(sequence_loader(data.x, 64), epochs=1)
+    model.save(tmp_path / "v3-250-seed5.safetensors")
+    first = sampling.conduct([5], tmp_path)
+    assert set(first["sampler"]) == {"ddpm", "ddim"}
+    assert set(first["steps"]) == {1, 2}
+    monkeypatch.setattr(sampling, "STEPS", (1, 2, 3))
+    more = sampling.conduct([5], tmp_path)
+    old = more[more["steps"] < 3].reset_index(drop=True)
+    pd.testing.assert_frame_equal(old, first, check_dtype=False)
+    assert set(more["steps"]) == {1, 2, 3}
+
+
+@pytest.mark.slow
+def test_diffusion_benchmark():
+    """It checks that both optimisers take one step, then times."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/diffusion_step.py", "--rounds", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ratio") == 3
