@@ -10,8 +10,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks bench ablation sampling train \
-	ship stamp clean
+.PHONY: help book test quicktest lint notebooks bench sampling ablation train ship stamp clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
