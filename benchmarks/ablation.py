@@ -154,6 +154,7 @@ class DiffusionStudy:
     common: Mapping[str, object]
     batch_size: int
     updates: int
+    calibrated: tuple[str, ...] = ()  # variants that are, after training
 
     def describe(self) -> dict[str, object]:
         """Say in JSON types what a result was made with."""
@@ -162,6 +163,7 @@ class DiffusionStudy:
             "variants": {k: dict(v) for k, v in self.variants.items()},
             "batch_size": self.batch_size,
             "updates": self.updates,
+            "calibrated": self.calibrated,
         } | circumstances()
 
     def run(self, variant: str, seed: int, data: Data) -> pd.DataFrame:
@@ -173,6 +175,8 @@ class DiffusionStudy:
         loader = hg.sequence_loader(data.x, self.batch_size, seed=seed)
         started = time.process_time()
         model.fit(loader, steps=self.updates)
+        if variant in self.calibrated:
+            model.calibrate(data.x)
         seconds = time.process_time() - started
         values = scores(model, data, data.x.shape[1])
         return rows_of(values, variant, model, seconds)
@@ -313,9 +317,18 @@ STUDIES = {
             "ours, not clipped": {"limit": "none"},
             "ours, leading steps": {"spacing": "leading"},
             "ours, padded": {"pad_to": 100},
+            # What comes last, after and in sampling.
+            "ours, less fresh noise": {"variance": 0.3},
+            "ours, less fresh noise, calibrated": {"variance": 0.3},
         },
+        calibrated=("ours, less fresh noise, calibrated",),
         # Narrow networks learn less by heart: less drops out than by default.
-        common={"hidden": 32, "time_width": 64, "dropout": 0.2},
+        common={
+            "hidden": 32,
+            "time_width": 64,
+            "dropout": 0.2,
+            "variance": 0.8,
+        },
         batch_size=64,
         updates=800,
     ),

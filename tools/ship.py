@@ -77,8 +77,9 @@ GENERATIONS = {
     ),
     "v3": Generation(
         "Health Gym v3 with this book's settings, a diffusion model",
-        "the mean of the network's weights",
-        lessons=f"{MONTHS} months, batches of {DIFFUSION_BATCH}",
+        "a calibration, and the mean of the network's weights",
+        lessons=f"{MONTHS} months, batches of {DIFFUSION_BATCH}; then "
+        "calibrated on the same patients",
         is_judged=True,
     ),
     "v3-published": Generation(

@@ -30,6 +30,7 @@ MILESTONES = {  # epochs
     "v3": (250,),
     "v3-published": (1000,),  # a third of the published number
 }
+CALIBRATED = {"v3"}  # on the training patients, when training is done
 DIFFUSION_SAVES = {"save_every": 25}
 FOLDER = Path(__file__).resolve().parents[1] / "_build" / "training"
 
@@ -61,7 +62,8 @@ def train(model: str, seed: int, bf16: bool) -> None:
     """Train with the default settings, through all milestones."""
     cohort = hg.load_art("simulated", PATIENTS)
     prep = hg.Preprocessor(hg.ART_SCHEMA).fit(cohort)
-    loaders = loaders_of(model, prep.transform(cohort), seed)
+    x = prep.transform(cohort)
+    loaders = loaders_of(model, x, seed)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = state_path(model, seed)
     if path.exists():
@@ -80,6 +82,8 @@ def train(model: str, seed: int, bf16: bool) -> None:
         snapshot = snapshot_path(model, epochs, seed)
         # Also after a kill between the last epoch's save and this one.
         if trained.epoch == epochs and not snapshot.exists():
+            if model in CALIBRATED:
+                trained.calibrate(x)
             trained.save(snapshot, weights_only=True)
             print(f"{snapshot}: {trained.seconds:.0f} s of training")
 
