@@ -1,6 +1,6 @@
 """The thin package under the Health Gym book."""
 
-from healthgym_utils import metrics, plots
+from healthgym_utils import baselines, metrics, plots, structural
 from healthgym_utils.data import load_art
 from healthgym_utils.diffusion import Diffusion, NoiseSchedule
 from healthgym_utils.gan import (
@@ -49,6 +49,7 @@ __all__ = [
     "Schema",
     "TransformerGenerator",
     "UNet1D",
+    "baselines",
     "correlation",
     "curriculum_loaders",
     "get_device",
@@ -62,5 +63,6 @@ __all__ = [
     "seed_everything",
     "sequence_loader",
     "simulate_art",
+    "structural",
     "to_sequences",
 ]

@@ -23,11 +23,14 @@ ORDER = [
     "gan",
     "unet",
     "guardrails",
+    "calibration",
     "diffusion",
     "pretrained",
     "trajectories",
     "judges",
+    "baselines",
     "metrics",
+    "structural",
     "plots",
 ]
 
