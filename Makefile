@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks bench sampling ablation train ship stamp clean
+.PHONY: help book test quicktest lint notebooks bench sampling ablation scoreboard train ship stamp clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
@@ -36,9 +36,9 @@ notebooks: $(READY) ## Execute notebooks in place (NAMES="01 02", or all)
 
 # glibc hands large blocks back to the system after each use; the page faults
 # of getting them again take a sixth of a training step. These keep them.
-train bench ablation sampling: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-train bench ablation sampling: export MALLOC_TRIM_THRESHOLD_ = 8589934592
-train bench ablation sampling: export MALLOC_TOP_PAD_ = 268435456
+train bench ablation sampling scoreboard: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+train bench ablation sampling scoreboard: export MALLOC_TRIM_THRESHOLD_ = 8589934592
+train bench ablation sampling scoreboard: export MALLOC_TOP_PAD_ = 268435456
 
 BENCH ?= gan_step
 
@@ -50,6 +50,10 @@ sampling: $(READY) ## Measure v3's quality against sampling steps
 
 ablation: $(READY) ## Take models apart (STUDY=memory, generator, diffusion)
 	$(BIN)/python benchmarks/ablation.py $(STUDY) $(OPTIONS)
+
+scoreboard: $(READY) ## Measure all models and baselines, and write the page
+	$(BIN)/python benchmarks/scoreboard.py $(OPTIONS)
+	$(BIN)/python tools/scoreboard_page.py
 
 train: $(READY) ## Train a model, or go on with it (MODEL=v1 OPTIONS=--bf16)
 	$(BIN)/python tools/train.py $(MODEL) $(OPTIONS)

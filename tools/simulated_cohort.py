@@ -350,6 +350,15 @@ def section(name: str, text: str) -> str:
     return text.split(start)[1].split(end)[0].strip()
 
 
+def replaced(name: str, table: str, text: str) -> str:
+    """Put a table between a section's two markers, for what was there."""
+    start, end = _markers(name)
+    old = section(name, text)
+    return text.replace(
+        f"{start}\n\n{old}\n\n{end}", f"{start}\n\n{table}\n\n{end}"
+    )
+
+
 def _markers(name: str) -> tuple[str, str]:
     return f"<!-- {name}: start -->", f"<!-- {name}: end -->"
 
@@ -358,11 +367,7 @@ def write_card() -> None:
     """Measure, and put both tables between their markers in the page."""
     text = CARD.read_text("utf-8")
     for name, table in (("comparison", comparison()), ("effects", effects())):
-        start, end = _markers(name)
-        old = section(name, text)
-        text = text.replace(
-            f"{start}\n\n{old}\n\n{end}", f"{start}\n\n{table}\n\n{end}"
-        )
+        text = replaced(name, table, text)
     CARD.write_text(text, "utf-8")
 
 
