@@ -212,6 +212,58 @@ def trends(cohort: Cohort, schema: Schema) -> Relations:
     return _relations(values, counts, names)
 
 
+def trend_agreements(cohort: Cohort, schema: Schema) -> Relations:
+    """Ask in how many patients two variables drift in one direction.
+
+    The share of patients whose slopes agree in sign, less the share of those
+    whose slopes do not, among those in whom both columns have one: the vote
+    behind the trend correlation of the published series, which is that of
+    two straight lines, and so +1 or -1 in each patient. -1 to 1, 0 is no
+    relation. Pitfall: how fast is forgotten, see :func:`trends`.
+    """
+    x, names, owner = _changing(Panel.of(cohort, schema), schema)
+    time = _centred_months(x)
+    lines = time[None, :, None] * _slopes(x)[:, None]
+    r, counts = _within_patients(lines, x, owner)
+    votes = np.sign(r).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = votes / counts
+    values[counts == 0] = np.nan
+    return _relations(values, counts, names)
+
+
+def smooth_trends(
+    cohort: Cohort, schema: Schema, window: int = 13
+) -> Relations:
+    """Correlate, within patients, slow movements of any shape.
+
+    As :func:`cycles`, of moving averages in place of what a straight line
+    leaves: a fall and a rise, which no line can follow, count. -1 to 1.
+
+    Parameters
+    ----------
+    cohort : DataFrame or Panel
+    schema : Schema
+    window : int
+        Months of the average, over whole windows only.
+
+    Raises
+    ------
+    ValueError
+        If fewer than three whole windows fit.
+    """
+    x, names, owner = _changing(Panel.of(cohort, schema), schema)
+    if not 1 <= window <= x.shape[1] - 2:
+        raise ValueError(
+            f"window is 1 to {x.shape[1] - 2} months for {x.shape[1]} "
+            f"months, got {window}"
+        )
+    windows = np.lib.stride_tricks.sliding_window_view(x, window, axis=1)
+    means = windows.mean(axis=-1)
+    means -= means.mean(axis=1, keepdims=True)
+    return _fisher(*_within_patients(means, x, owner), names)
+
+
 def cycles(cohort: Cohort, schema: Schema) -> Relations:
     """Correlate, within patients, how two variables move about their trends.
 
@@ -221,20 +273,46 @@ def cycles(cohort: Cohort, schema: Schema) -> Relations:
     in the published series. -1 to 1.
     """
     x, names, owner = _changing(Panel.of(cohort, schema), schema)
-    moves = (x != x[:, :1]).any(axis=1)
     time = _centred_months(x)
     rest = x - x.mean(axis=1, keepdims=True)
-    size = np.linalg.norm(rest, axis=1)
     rest -= time[None, :, None] * _slopes(x)[:, None]
-    length = np.linalg.norm(rest, axis=1)
-    # A straight line leaves rounding errors, which must not be correlated;
-    # panels are folded in single precision.
-    moves &= length > 1e-4 * size
-    rest /= np.where(moves, length, np.inf)[:, None]
-    r = np.einsum("ptc,ptd->pcd", rest, rest, optimize=True)
-    z = np.arctanh(r.clip(-0.999999, 0.999999))  # 0 where uninformative
+    return _fisher(*_within_patients(rest, x, owner), names)
+
+
+def _within_patients(
+    parts: np.ndarray, x: np.ndarray, owner: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlate centred parts of columns in each patient.
+
+    Parameters
+    ----------
+    parts, x : ndarray, shape (patients, months, columns)
+        The parts may have fewer months than the columns themselves.
+    owner : ndarray of str, shape (columns,)
+
+    Returns
+    -------
+    ndarray, shape (patients, columns, columns)
+        0 where a part is missing.
+    ndarray of int, shape (columns, columns)
+        Patients in whom both parts are there, 0 for two of one variable.
+    """
+    length = np.linalg.norm(parts, axis=1)
+    size = np.linalg.norm(x - x.mean(axis=1, keepdims=True), axis=1)
+    # A part that is not there leaves rounding errors, which must not be
+    # correlated; panels are folded in single precision.
+    moves = (x != x[:, :1]).any(axis=1) & (length > 1e-4 * size)
+    unit = parts / np.where(moves, length, np.inf)[:, None]
     counts = moves.T.astype(int) @ moves.astype(int)
     counts[owner[:, None] == owner] = 0
+    return np.einsum("ptc,ptd->pcd", unit, unit, optimize=True), counts
+
+
+def _fisher(
+    r: np.ndarray, counts: np.ndarray, names: Sequence[str]
+) -> Relations:
+    """Average correlations over patients by Fisher's z."""
+    z = np.arctanh(r.clip(-0.999999, 0.999999))  # 0 where uninformative
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.tanh(z.sum(axis=0) / counts)
     values[counts == 0] = np.nan
@@ -250,6 +328,24 @@ def trend_distance(real: Cohort, fake: Cohort, schema: Schema) -> float:
     """
     ours, theirs = fold_both(real, fake, schema)
     return trends(ours, schema).distance(trends(theirs, schema))
+
+
+def agreement_distance(real: Cohort, fake: Cohort, schema: Schema) -> float:
+    """Mean absolute difference of :func:`trend_agreements`; 0 to 2, 0 best."""
+    ours, theirs = fold_both(real, fake, schema)
+    return trend_agreements(ours, schema).distance(
+        trend_agreements(theirs, schema)
+    )
+
+
+def smooth_trend_distance(
+    real: Cohort, fake: Cohort, schema: Schema, window: int = 13
+) -> float:
+    """Mean absolute difference of :func:`smooth_trends`; 0 to 2, 0 best."""
+    ours, theirs = fold_both(real, fake, schema)
+    return smooth_trends(ours, schema, window).distance(
+        smooth_trends(theirs, schema, window)
+    )
 
 
 def cycle_distance(real: Cohort, fake: Cohort, schema: Schema) -> float:

@@ -8,7 +8,7 @@ import pytest
 from cohorts import MADE_UP, by_hand, made_up_table
 from scipy import signal, stats
 
-from healthgym_utils import metrics
+from healthgym_utils import baselines, metrics
 from healthgym_utils.preprocess import EPSILON
 from healthgym_utils.schema import ART_SCHEMA, TableError
 from healthgym_utils.simulate import simulate_art
@@ -180,9 +180,58 @@ def test_cycles_average_detrended_correlations_by_fisher(art):
         assert found.patients.loc[a, b] == patients
 
 
+def test_straight_lines_vote(art):
+    """Their correlation is 1 or -1, so its mean says how many agree."""
+
+    def correlate(x, y):
+        lines = [v - signal.detrend(v) for v in (x, y)]
+        return np.corrcoef(*lines)[0, 1]
+
+    slow = slowly(art, correlate, np.mean)
+    found = metrics.trend_agreements(art, ART_SCHEMA)
+    assert len(slow) > 20
+    for (a, b), (value, patients) in slow.items():
+        assert found.values.loc[a, b] == pytest.approx(value, abs=1e-6)
+        assert found.patients.loc[a, b] == patients
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_smooth_trends_correlate_moving_averages(art, window):
+    def correlate(x, y):
+        parts = [np.convolve(v, np.ones(window), "valid") for v in (x, y)]
+        r = np.corrcoef(*parts)[0, 1]
+        return np.arctanh(np.clip(r, -0.999999, 0.999999))
+
+    slow = slowly(art, correlate, lambda each: np.tanh(np.mean(each)))
+    found = metrics.smooth_trends(art, ART_SCHEMA, window)
+    for (a, b), (value, patients) in slow.items():
+        assert found.values.loc[a, b] == pytest.approx(value, abs=1e-4)
+        assert found.patients.loc[a, b] == patients
+
+
+def test_windows_have_to_fit(art):
+    for window in (0, 60):
+        with pytest.raises(ValueError, match="window is 1 to"):
+            metrics.smooth_trends(art, ART_SCHEMA, window)
+
+
+def test_distances_of_relations_are_zero_for_one_cohort_alone(art):
+    strangers = baselines.exchange_trajectories(art, ART_SCHEMA, 0)
+    for distance in (
+        metrics.agreement_distance,
+        metrics.smooth_trend_distance,
+        metrics.trend_distance,
+        metrics.cycle_distance,
+    ):
+        assert distance(art, art, ART_SCHEMA) == 0
+        assert distance(art, strangers, ART_SCHEMA) > 0.01
+
+
 def test_columns_of_one_variable_are_no_pair(art):
     for found in (
         metrics.trends(art, ART_SCHEMA),
+        metrics.trend_agreements(art, ART_SCHEMA),
+        metrics.smooth_trends(art, ART_SCHEMA),
         metrics.cycles(art, ART_SCHEMA),
     ):
         drug = found.patients.filter(like="Extra_PI=").filter(
