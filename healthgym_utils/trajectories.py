@@ -224,7 +224,8 @@ def trend_agreements(cohort: Cohort, schema: Schema) -> Relations:
     x, names, owner = _changing(Panel.of(cohort, schema), schema)
     time = _centred_months(x)
     lines = time[None, :, None] * _slopes(x)[:, None]
-    r, counts = _within_patients(lines, x, owner)
+    # However flat a line is, it has a sign; only no slope at all has none.
+    r, counts = _within_patients(lines, x, owner, least=1e-6)
     votes = np.sign(r).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = votes / counts
@@ -280,7 +281,7 @@ def cycles(cohort: Cohort, schema: Schema) -> Relations:
 
 
 def _within_patients(
-    parts: np.ndarray, x: np.ndarray, owner: np.ndarray
+    parts: np.ndarray, x: np.ndarray, owner: np.ndarray, least: float = 1e-4
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correlate centred parts of columns in each patient.
 
@@ -289,6 +290,9 @@ def _within_patients(
     parts, x : ndarray, shape (patients, months, columns)
         The parts may have fewer months than the columns themselves.
     owner : ndarray of str, shape (columns,)
+    least : float
+        A part that is shorter, as a share of its column, is not there: it is
+        rounding, as panels are folded in single precision.
 
     Returns
     -------
@@ -299,9 +303,7 @@ def _within_patients(
     """
     length = np.linalg.norm(parts, axis=1)
     size = np.linalg.norm(x - x.mean(axis=1, keepdims=True), axis=1)
-    # A part that is not there leaves rounding errors, which must not be
-    # correlated; panels are folded in single precision.
-    moves = (x != x[:, :1]).any(axis=1) & (length > 1e-4 * size)
+    moves = (x != x[:, :1]).any(axis=1) & (length > least * size)
     unit = parts / np.where(moves, length, np.inf)[:, None]
     counts = moves.T.astype(int) @ moves.astype(int)
     counts[owner[:, None] == owner] = 0
