@@ -32,6 +32,7 @@ ORDER = [
     "metrics",
     "structural",
     "plots",
+    "doctor",
 ]
 
 
