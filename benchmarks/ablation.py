@@ -103,6 +103,12 @@ class Data:
         held_out = cohort[order > PATIENTS]
         return cls(prep.transform(train), train, held_out, prep)
 
+    def figures(self, fake: pd.DataFrame) -> pd.Series:
+        """Put a synthetic cohort on the scoreboard."""
+        return metrics.figures(
+            self.held_out, fake, SCHEMA, self.train, suppressed
+        )
+
 
 @dataclass(frozen=True)
 class Study:
@@ -186,9 +192,7 @@ def scores(model: hg.Diffusion, data: Data, months: int) -> pd.Series:
     """Figures of the scoreboard, the share of women, and of acceptance."""
     rows = model.sample(PATIENTS, months)
     fake = data.prep.inverse_transform(rows, clip=True)
-    found = metrics.figures(
-        data.held_out, fake, SCHEMA, data.train, suppressed
-    )
+    found = data.figures(fake)
     found["women"] = (fake["Gender"] == "Female").mean()
     # What the published filter would keep, were nothing clipped.
     loose = rows
@@ -376,6 +380,12 @@ def write(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
+def extended(table: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Add rows to a table that may have none, and no types, yet."""
+    parts = [table, found] if len(table) else [found]
+    return pd.concat(parts, ignore_index=True)
+
+
 def conduct(name: str, seeds: list[int], folder: Path) -> pd.DataFrame:
     """Run what a study still lacks, and return the whole table."""
     study, data = STUDIES[name], Data.load()
@@ -398,8 +408,7 @@ def conduct(name: str, seeds: list[int], folder: Path) -> pd.DataFrame:
             if (variant, seed) in done:
                 continue
             rows = study.run(variant, seed, data)
-            table = pd.concat([table, rows], ignore_index=True)
-            table = table.astype({"seed": int})
+            table = extended(table, rows)
             write(path, table.to_csv(index=False))
             cost = rows["cpu_seconds"].max()
             print(f"{variant}, seed {seed}: {cost:.0f} s", flush=True)

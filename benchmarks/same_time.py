@@ -20,10 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ablation import PATIENTS, SCHEMA, Data, circumstances, rows_of, write
+from ablation import PATIENTS, Data, circumstances, extended, rows_of, write
 
-from healthgym_utils import metrics, pretrained
-from healthgym_utils.schema import suppressed
+from healthgym_utils import pretrained
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from train import MILESTONES, loaders_of
@@ -67,12 +66,8 @@ def conduct(seeds: list[int], seconds: float, folder: Path) -> pd.DataFrame:
             fake = data.prep.inverse_transform(
                 model.sample(PATIENTS, data.x.shape[1])
             )
-            values = metrics.figures(
-                data.held_out, fake, SCHEMA, data.train, suppressed
-            )
-            found = rows_of(values, name, model, taken)
-            parts = [table, found] if len(table) else [found]
-            table = pd.concat(parts, ignore_index=True)
+            found = rows_of(data.figures(fake), name, model, taken)
+            table = extended(table, found)
             write(path, table.to_csv(index=False))
             print(f"{name}, seed {seed}: {taken:.0f} s", flush=True)
     return table

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ablation import PATIENTS, SCHEMA, Data, circumstances, write
+from ablation import PATIENTS, SCHEMA, Data, circumstances, extended, write
 
 import healthgym_utils as hg
-from healthgym_utils import metrics, pretrained
-from healthgym_utils.schema import suppressed
+from healthgym_utils import pretrained
 
 EPOCHS = 250
 STEPS = (20, 50, 100, 250, 500)
@@ -39,9 +38,7 @@ def measure(
     )
     seconds = time.process_time() - started
     fake = data.prep.inverse_transform(rows)
-    values = metrics.figures(
-        data.held_out, fake, SCHEMA, data.train, suppressed
-    )
+    values = data.figures(fake)
     return pd.DataFrame(
         {
             "seed": model.settings.seed,
@@ -70,8 +67,7 @@ def conduct(seeds: list[int], folder: Path) -> pd.DataFrame:
                 if (seed, sampler, steps) in done:
                     continue
                 found = measure(model, sampler, steps, data)
-                parts = [table, found] if len(table) else [found]
-                table = pd.concat(parts, ignore_index=True)
+                table = extended(table, found)
                 write(path, table.to_csv(index=False))
                 print(f"seed {seed}, {sampler}, {steps} steps", flush=True)
     return table

@@ -24,7 +24,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ablation import CPU, PATIENTS, SCHEMA, Data, circumstances, write
+from ablation import (
+    CPU,
+    PATIENTS,
+    SCHEMA,
+    Data,
+    circumstances,
+    extended,
+    write,
+)
 
 import healthgym_utils as hg
 from healthgym_utils import baselines, metrics, pretrained
@@ -91,13 +99,12 @@ def digest(path: Path) -> str:
 
 def shipped() -> list[str]:
     """Name the models that come with the package, in the book's order."""
-    names = [path.stem for path in pretrained.FOLDER.glob("*.safetensors")]
 
     def place(name: str) -> tuple[int, int]:
         generation, _, epochs = name.rpartition("-")
         return GENERATIONS.index(generation), int(epochs)
 
-    return sorted(names, key=place)
+    return sorted(pretrained.trained_names(), key=place)
 
 
 def _drawn(
@@ -236,8 +243,7 @@ def conduct(peers: Sequence[tuple[str, Path]], folder: Path) -> pd.DataFrame:
         if entry.key in done:
             continue
         found = measure(entry, data, chance)
-        parts = [table, found] if len(table) else [found]
-        table = in_order(pd.concat(parts, ignore_index=True), listed)
+        table = in_order(extended(table, found), listed)
         write(path, table.to_csv(index=False))
         print(f"{entry.name}, seed {entry.seed}", flush=True)
     return table

@@ -207,15 +207,27 @@ def _load_file(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: {error}") from error
 
 
-def _load_figshare(cache: str | os.PathLike | None) -> pd.DataFrame:
-    """Read the published file, downloading it if the cache has none."""
-    store = pooch.create(
+def figshare_store(cache: str | os.PathLike | None = None) -> pooch.Pooch:
+    """Say where the published file is kept, and where it comes from.
+
+    Parameters
+    ----------
+    cache : path, optional
+        A folder; if not given, that of the environment variable
+        HEALTHGYM_CACHE, or else the user's.
+    """
+    return pooch.create(
         path=pooch.os_cache("healthgym") if cache is None else cache,
         env="HEALTHGYM_CACHE" if cache is None else None,
         base_url="",
         registry={FIGSHARE_NAME: None},
         urls={FIGSHARE_NAME: FIGSHARE_URL},
     )
+
+
+def _load_figshare(cache: str | os.PathLike | None) -> pd.DataFrame:
+    """Read the published file, downloading it if the cache has none."""
+    store = figshare_store(cache)
     try:
         path = store.fetch(FIGSHARE_NAME, downloader=_CheckedDownloader())
     except (DataError, requests.RequestException) as error:

@@ -266,12 +266,9 @@ def check_cache() -> Finding:
 
 def cache_folder() -> Path:
     """Return the folder that ``load_art("figshare")`` keeps its file in."""
-    import pooch
+    from healthgym_utils.data import figshare_store
 
-    store = pooch.create(
-        path=pooch.os_cache("healthgym"), base_url="", env="HEALTHGYM_CACHE"
-    )
-    return Path(store.abspath)
+    return Path(figshare_store().abspath)
 
 
 def check_network() -> Finding:
@@ -320,9 +317,13 @@ def check_models() -> Finding:
     """Load every trained model that comes with the package."""
     import torch
 
-    from healthgym_utils.pretrained import FOLDER, load_pretrained
+    from healthgym_utils.pretrained import (
+        FOLDER,
+        load_pretrained,
+        trained_names,
+    )
 
-    names = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    names = trained_names()
     damaged = {}
     for name in names:
         try:

@@ -54,11 +54,16 @@ def load_pretrained(
     """
     path = FOLDER / f"{name}.safetensors"
     if not path.is_file():
-        names = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
+        names = ", ".join(trained_names())
         raise ValueError(
-            f"there is no trained model {name!r}; there are {', '.join(names)}"
+            f"there is no trained model {name!r}; there are {names}"
         )
     return rebuild(path, schema, device)
+
+
+def trained_names() -> list[str]:
+    """Name the models that :func:`load_pretrained` can load, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
 def untrained(name: str, seed: int = 42, bf16: bool = False) -> Model:
