@@ -324,14 +324,22 @@ STUDIES = {
             # What comes last, after and in sampling.
             "ours, less fresh noise": {"variance": 0.3},
             "ours, less fresh noise, calibrated": {"variance": 0.3},
+            "ours, less fresh noise, calibrated, jittered": {
+                "variance": 0.3,
+                "patient_jitter": 0.08,
+            },
         },
-        calibrated=("ours, less fresh noise, calibrated",),
+        calibrated=(
+            "ours, less fresh noise, calibrated",
+            "ours, less fresh noise, calibrated, jittered",
+        ),
         # Narrow networks learn less by heart: less drops out than by default.
         common={
             "hidden": 32,
             "time_width": 64,
             "dropout": 0.2,
             "variance": 0.8,
+            "patient_jitter": 0.0,
         },
         batch_size=64,
         updates=800,

@@ -1,9 +1,9 @@
 """Correct what a trained diffusion model's samples are off by, as a whole.
 
-A short training leaves labs drawn to their middle, and some drugs changed
-too often or too seldom. Both show in the training data alone, without a look
-at held-out patients, and both can be corrected after training: labs by a
-monotone map, drugs by how much a month's own evidence weighs.
+A short training leaves labs drawn to their middle, rare drugs given too
+seldom, and drugs changed too often or too seldom. All of that shows in the
+training data alone, without a look at held-out patients, and can be corrected
+after training: labs by a monotone map, classes in their logits.
 """
 
 from __future__ import annotations
@@ -22,23 +22,48 @@ KNOTS = 65  # quantiles that describe a distribution, both ends included
 class Calibration:
     """What a model's samples are corrected by.
 
-    Quantile mapping, as climate models' output is corrected (Panofsky &
+    Logits are multiplied by a sharpness, which is one over a temperature (Guo
+    et al. 2017), and an offset is added (logit adjustment: Menon et al.
+    2021). Sharp logits decide early on the walk, and change less from month
+    to month; an offset makes a class more frequent.
+
+    Labs: quantile mapping, as climate models' output is corrected (Panofsky &
     Brier 1968): a value is replaced by the training data's at the same
     quantile. Ranks stay, and so does what depends on them alone. It cannot
     mend what is wrong between variables or over time.
 
     Parameters
     ----------
-    evidence : Tensor, shape (blocks,)
-        Factors of the weight of evidence, one a variable with classes.
+    sharpness : Tensor, float64, shape (blocks,)
+        One a variable with classes.
+    offsets : Tensor, float64, shape (classes,)
+        One a class, of all blocks in a row.
     sampled, wanted : Tensor, float64, shape (reals, KNOTS)
         Quantiles of the model's samples, and of the training data. As a
         lab's scaling does, they tell its smallest and its largest value.
     """
 
-    evidence: Tensor
+    sharpness: Tensor
+    offsets: Tensor
     sampled: Tensor
     wanted: Tensor
+
+    def corrected(self, output: Tensor, blocks: Sequence[slice]) -> Tensor:
+        """Correct the logits in a network's output, of the same shape.
+
+        Parameters
+        ----------
+        output : Tensor, shape (batch, months, width)
+        blocks : sequence of slice
+            Columns of each variable with classes.
+        """
+        y = output.clone()
+        offsets = self.offsets.split([b.stop - b.start for b in blocks])
+        for b, factor, offset in zip(
+            blocks, self.sharpness, offsets, strict=True
+        ):
+            y[..., b] = float(factor) * output[..., b] + offset.to(output)
+        return y
 
     def mapped(self, x: Tensor, columns: Sequence[int]) -> Tensor:
         """Map real columns to the training data's distribution.
@@ -93,3 +118,23 @@ def switch_rates(x: Tensor, blocks: Sequence[slice]) -> Tensor:
         changes = (codes[:, 1:] != codes[:, :-1]).sum()
         rates.append((changes + 0.5) / codes[:, 1:].numel())
     return torch.tensor(rates, dtype=torch.float64)
+
+
+def class_shares(x: Tensor, blocks: Sequence[slice]) -> Tensor:
+    """Count how often each class occurs, float64, shape (classes,).
+
+    A share of all months, with half a month more than there are, so that the
+    logarithm is finite.
+
+    Parameters
+    ----------
+    x : Tensor, shape (batch, months, width)
+    blocks : sequence of slice
+        Columns of each variable; the largest entry counts.
+    """
+    shares = [torch.zeros(0, dtype=torch.float64)]
+    for block in blocks:
+        codes = x[..., block].argmax(dim=-1).flatten()
+        counts = codes.bincount(minlength=block.stop - block.start)
+        shares.append((counts.double() + 0.5) / len(codes))
+    return torch.cat(shares).cpu()

@@ -25,7 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from healthgym_utils import checkpoint, training
-from healthgym_utils.calibration import Calibration, quantiles, switch_rates
+from healthgym_utils.calibration import (
+    Calibration,
+    class_shares,
+    quantiles,
+    switch_rates,
+)
 from healthgym_utils.guardrails import LIMITS, limited
 from healthgym_utils.runtime import check_choice, get_device, progress
 from healthgym_utils.schema import Schema
@@ -37,9 +42,10 @@ CLASS_LOSSES = ("mse", "cross_entropy")
 SAMPLERS = ("ddpm", "ddim")
 SPACINGS = ("trailing", "leading")
 HEADER = training.PROGRESS | {"network", "weights_only"}
-ROUNDS = 6  # of samples that calibration looks at, to set the evidence
-GAIN = 2.0  # log evidence a log rate: what moved the trained v3's rates
-RANGE = 8.0  # calibration multiplies or divides evidence by no more
+ROUNDS = 8  # of samples that a calibration looks at
+SHARPNESS_GAIN = 0.5  # log sharpness a log rate, as moved the trained v3
+OFFSET_GAIN = 0.4  # logit a log share
+SHARPEST = 4.0  # calibration multiplies or divides logits by no more
 
 
 class NoiseSchedule:
@@ -324,6 +330,10 @@ class DiffusionSettings:
         Of :class:`UNet1D`.
     dropout : float
         Of :class:`UNet1D`, in training: against learning patients by heart.
+    patient_jitter : float
+        Standard deviation of the shift that a patient's reals get in
+        training, on the [0, 1] scale: one a real and patient, the same in all
+        months, drawn anew at every update. It blurs who is who.
     learning_rate, beta1, beta2 : float
         Adam's.
     gradient_clip : float, optional
@@ -367,6 +377,7 @@ class DiffusionSettings:
     time_width: int = 96
     levels: int = 3
     dropout: float = 0.3
+    patient_jitter: float = 0.08
     learning_rate: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
@@ -402,10 +413,9 @@ class DiffusionSettings:
         for name in ("ema", "dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is in [0, 1), got {value}")
-        if self.evidence_weight < 0:
-            raise ValueError(
-                f"evidence_weight is 0 or more, got {self.evidence_weight}"
-            )
+        for name in ("evidence_weight", "patient_jitter"):
+            if not (value := getattr(self, name)) >= 0:  # refuses NaN as well
+                raise ValueError(f"{name} is 0 or more, got {value}")
 
     @classmethod
     def published(cls, **changes: Any) -> DiffusionSettings:
@@ -427,6 +437,7 @@ class DiffusionSettings:
             "hidden": 256,
             "time_width": 128,
             "dropout": 0.0,
+            "patient_jitter": 0.0,
             "ema": 0.0,
             "sampling_steps": 500,
             "variance": 0.0,
@@ -685,7 +696,7 @@ class Diffusion:
         """
         s = self.settings
         self.calibration = None  # of what the network was before
-        x0, mask, statics = self.prepare(real, lengths)
+        x0, mask, statics = self.prepare(self._jittered(real), lengths)
         t = torch.randint(1, s.steps + 1, (len(real),), generator=self.random)
         noise = torch.randn(x0.shape, generator=self.random).to(self.device)
         self.network.train()
@@ -703,6 +714,18 @@ class Diffusion:
         self._update_average()
         record = {name: loss.item() for name, loss in losses.items()}
         return record | {"gradient_norm": norm.item()}
+
+    def _jittered(self, real: Tensor) -> Tensor:
+        """Shift each patient's reals, and keep them in [0, 1]."""
+        spread = self.settings.patient_jitter
+        if not spread:
+            return real
+        shifted = real.clone()
+        for j in self.real_columns:
+            shift = torch.randn((len(real), 1), generator=self.random)
+            moved = real[..., j] + spread * shift.to(real.device)
+            shifted[..., j] = moved.clamp(0, 1)
+        return shifted
 
     @contextmanager
     def _dropout_draws(self) -> Iterator[None]:
@@ -822,10 +845,6 @@ class Diffusion:
         signal, spread = self.schedule.amplitudes(t, x)
         likelihood = 2 * signal / spread.square() * x
         likelihood[..., self.numbers] = 0
-        if self.calibration is not None:
-            pairs = zip(self.blocks, self.calibration.evidence, strict=True)
-            for block, factor in pairs:
-                likelihood[..., block] *= float(factor)
         return self.settings.evidence_weight * likelihood
 
     def _precision(self) -> torch.autocast:
@@ -868,6 +887,8 @@ class Diffusion:
         output = self._predict(self.average, x, torch.tensor([t]), statics)
         x0 = self.schedule.to_x0(output, x, t, s.target)
         x0 = limited(x0, limit or s.limit)
+        if self.calibration is not None:
+            output = self.calibration.corrected(output, self.blocks)
         for block in self.blocks:
             x0[..., block] = 2 * output[..., block].softmax(-1) - 1
         return x0
@@ -875,14 +896,15 @@ class Diffusion:
     def calibrate(self, x: Tensor, seed: int = 0) -> list[dict[str, float]]:
         """Measure what samples are off by, as a whole, and correct for it.
 
-        Samples a twin of each training patient, with their statics, six
-        times. After each, a variable that changes class too often gets less
-        weight of evidence, and one that does so too seldom more, in steps
-        that shrink (Robbins & Monro 1951). All rounds together give the
-        quantiles that labs are mapped from: as few patients as there are to
-        train on differ too much from each other by chance. Call it when
-        training is done; it looks at training data only, and holds for
-        sampling as the settings say.
+        Samples a twin of each training patient, with their statics, eight
+        times. After each, a variable that changes class too often gets
+        sharper logits, and a class that occurs too seldom a larger offset, in
+        steps that shrink (Robbins & Monro 1951); the mean of the last four
+        stays (Polyak & Juditsky 1992). All rounds together give the quantiles
+        that labs are mapped from: as few patients as there are to train on
+        differ too much from each other by chance. Call it when training is
+        done; it looks at training data only, and holds for sampling as the
+        settings say.
 
         Parameters
         ----------
@@ -910,21 +932,30 @@ class Diffusion:
         started = time.perf_counter()
         names = [f.name for f in self.dynamic.categoricals if self.blocks]
         blocks = [self.schema.spans[name] for name in names]
-        wanted = switch_rates(x, blocks)
+        rates, shares = switch_rates(x, blocks), class_shares(x, blocks)
         truth = quantiles(x, self.real_columns)
-        evidence = torch.ones(len(blocks), dtype=torch.float64)
-        records, sampled = [], []
+        sharpness, offsets = torch.ones_like(rates), torch.zeros_like(shares)
+        records, sampled, tried = [], [], []
         for i in range(ROUNDS):
-            self.calibration = Calibration(evidence, truth, truth)
+            self.calibration = Calibration(sharpness, offsets, truth, truth)
+            tried.append(self.calibration)
             rows = self._twins(x, seed + i)
             sampled.append(rows[..., self.real_columns])
-            off = switch_rates(rows, blocks) / wanted
+            off = switch_rates(rows, blocks) / rates
             records.append(dict(zip(names, off.tolist(), strict=True)))
-            evidence = evidence * off ** (-GAIN / (i + 1))
-            evidence = evidence.clamp(1 / RANGE, RANGE)
-        # Labs hardly feel the evidence for drugs: all rounds count.
-        found = quantiles(torch.cat(sampled), range(len(self.real_columns)))
-        self.calibration = Calibration(evidence, found, truth)
+            lacking = (shares / class_shares(rows, blocks)).log()
+            step = (i + 1) ** -0.5
+            sharpness = sharpness * off ** (step * SHARPNESS_GAIN)
+            sharpness = sharpness.clamp(1 / SHARPEST, SHARPEST)
+            offsets = offsets + step * OFFSET_GAIN * lacking
+        last = tried[ROUNDS // 2 :]
+        self.calibration = Calibration(
+            torch.stack([c.sharpness for c in last]).log().mean(0).exp(),
+            torch.stack([c.offsets for c in last]).mean(0),
+            # Labs hardly feel what is done to drugs: all rounds count.
+            quantiles(torch.cat(sampled), range(len(self.real_columns))),
+            truth,
+        )
         self.seconds += time.perf_counter() - started
         return records
 

@@ -11,10 +11,16 @@ from training import CPU
 from healthgym_utils.calibration import (
     KNOTS,
     Calibration,
+    class_shares,
     quantiles,
     switch_rates,
 )
-from healthgym_utils.diffusion import RANGE, Diffusion, DiffusionSettings
+from healthgym_utils.diffusion import (
+    ROUNDS,
+    SHARPEST,
+    Diffusion,
+    DiffusionSettings,
+)
 from healthgym_utils.sequences import sequence_loader
 
 TINY = DiffusionSettings(
@@ -68,9 +74,9 @@ def test_mapping_gives_the_wanted_distribution_and_keeps_ranks():
     random = torch.Generator().manual_seed(0)
     x = torch.rand((40, 50, 2), generator=random)
     off = 0.3 + 0.4 * x**2
-    calibration = Calibration(
-        torch.ones(0), quantiles(off, [0]), quantiles(x, [0])
-    )
+    nothing = torch.zeros(0)
+    ends = quantiles(off, [0]), quantiles(x, [0])
+    calibration = Calibration(nothing, nothing, *ends)
     mapped = calibration.mapped(off, [0])
     torch.testing.assert_close(mapped[..., 0], x[..., 0], atol=0.01, rtol=0)
     assert torch.equal(mapped[..., 1], off[..., 1])
@@ -81,7 +87,7 @@ def test_mapping_gives_the_wanted_distribution_and_keeps_ranks():
 def test_values_beyond_go_to_the_ends():
     knots = torch.linspace(0.2, 0.8, KNOTS, dtype=torch.float64)[None]
     wide = torch.linspace(0.0, 1.0, KNOTS, dtype=torch.float64)[None]
-    calibration = Calibration(torch.ones(0), knots, wide)
+    calibration = Calibration(torch.ones(0), torch.zeros(0), knots, wide)
     x = torch.tensor([[[-3.0], [0.5], [7.0]]])
     assert calibration.mapped(x, [0]).ravel().tolist() == [0.0, 0.5, 1.0]
 
@@ -91,20 +97,62 @@ def test_calibration_brings_labs_to_the_data(model, x):
     records = model.calibrate(x)
     assert gap(model, x, seed=99) < before / 2
     names = [f.name for f in model.dynamic.categoricals]
-    assert [list(record) for record in records] == [names] * 6
-    factors = model.calibration.evidence
-    assert ((factors >= 1 / RANGE) & (factors <= RANGE)).all()
+    assert [list(record) for record in records] == [names] * ROUNDS
+    factors = model.calibration.sharpness
+    assert ((factors >= 1 / SHARPEST) & (factors <= SHARPEST)).all()
 
 
-def test_evidence_goes_against_the_error(model, x):
-    """Where all rounds switch too often, evidence weighs less, and more."""
+def test_sharpness_goes_against_the_error(model, x):
+    """Where all rounds switch too often, logits get sharper, and blunter."""
     for off in (4.0, 0.25):
         model.calibration = None
-        data = x.clone()
         model._twins = lambda x, seed, off=off: _with_rates(model, x, off)
-        model.calibrate(data)
-        factors = model.calibration.evidence
-        assert ((factors < 1) == (off > 1)).all()
+        model.calibrate(x)
+        factors = model.calibration.sharpness
+        assert ((factors > 1) == (off > 1)).all()
+
+
+def test_offsets_go_against_the_error(model, x):
+    """A class that twins have alone gets less, and all others more."""
+    model._twins = lambda x, seed: _with_rates(model, x, 0.25)
+    model.calibrate(x)
+    blocks = [MADE_UP.spans[f.name] for f in model.dynamic.categoricals]
+    offsets = model.calibration.offsets.split(
+        [b.stop - b.start for b in blocks]
+    )
+    shares = class_shares(x, blocks).split([b.stop - b.start for b in blocks])
+    for offset, share in zip(offsets, shares, strict=True):
+        assert offset[0] < 0
+        assert (offset[1:][share[1:] > 0.01] > 0).all()
+
+
+def test_shares_are_counted():
+    codes = torch.tensor([[0, 0, 1, 1, 2], [2, 2, 2, 2, 2]])
+    x = torch.nn.functional.one_hot(codes, 4).float()
+    found = class_shares(x, [slice(0, 4), slice(2, 4)])
+    # Among the last two columns, rows of zeros count as the first of them.
+    assert found.tolist() == [0.25, 0.25, 0.65, 0.05, 1.05, 0.05]
+    assert class_shares(x, []).shape == (0,)
+
+
+def test_logits_are_multiplied_and_shifted():
+    output = torch.arange(10.0).reshape(1, 2, 5)
+    calibration = Calibration(
+        torch.tensor([2.0, 0.5]),
+        torch.tensor([1.0, 0.0, 0.0, -1.0]),
+        *torch.zeros(2, 0, KNOTS),
+    )
+    found = calibration.corrected(output, [slice(1, 3), slice(3, 5)])
+    expected = [[0.0, 3.0, 4.0, 1.5, 1.0], [5.0, 13.0, 14.0, 4.0, 3.5]]
+    assert found.tolist() == [expected]
+
+
+def test_a_calibration_has_no_part_in_the_loss(model, x):
+    parts = model.prepare(x, torch.full((len(x),), x.shape[1]))
+    t, noise = torch.full((len(x),), 20), torch.zeros_like(parts[0])
+    before = model.losses(*parts, t, noise)
+    model.calibrate(x)
+    assert model.losses(*parts, t, noise) == before
 
 
 def _with_rates(model, x, factor):
@@ -173,8 +221,9 @@ def test_numbers_for_classes_get_the_labs_alone(x):
     )
     model = Diffusion(MADE_UP, settings, CPU)
     model.fit(sequence_loader(x, batch_size=4), epochs=1)
-    assert model.calibrate(x) == [{}] * 6
-    assert len(model.calibration.evidence) == 0
+    assert model.calibrate(x) == [{}] * ROUNDS
+    assert len(model.calibration.sharpness) == 0
+    assert len(model.calibration.offsets) == 0
     assert model.sample(3, 17).isfinite().all()
 
 

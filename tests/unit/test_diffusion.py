@@ -393,6 +393,8 @@ def test_default_is_small_and_conditioned():
         ({"ema": 1.0}, "ema is in"),
         ({"dropout": 1.0}, "dropout is in"),
         ({"evidence_weight": -1.0}, "evidence_weight is 0 or more"),
+        ({"patient_jitter": -0.1}, "patient_jitter is 0 or more"),
+        ({"patient_jitter": float("nan")}, "patient_jitter is 0 or more"),
         ({"variance": 1.5}, "variance is in"),
     ],
 )
@@ -509,6 +511,44 @@ def test_dropout_is_for_training_only_and_nobody_elses(x):
     assert torch.equal(torch.get_rng_state(), before)
     rows = with_it.sample(2, 9, seed=1)
     assert torch.equal(with_it.sample(2, 9, seed=1), rows)
+
+
+def seen_in_a_step(model, x):
+    """Rows that a training step shows to the network, before any noise."""
+    seen = []
+    model.prepare = lambda real, lengths: (
+        seen.append(real) or Diffusion.prepare(model, real, lengths)
+    )
+    model.train_step(x, torch.full((len(x),), x.shape[1]))
+    return seen[0]
+
+
+def test_jitter_shifts_a_patients_reals_alike_in_all_months(x):
+    before = x.clone()
+    model = tiny(changed(patient_jitter=0.05))
+    rows = seen_in_a_step(model, x)
+    assert torch.equal(x, before)  # the loader's data stays as it is
+    inside = ((rows > 0) & (rows < 1))[..., model.real_columns]
+    moved = (rows - x)[..., model.real_columns]
+    for shifts, kept in zip(moved.mT, inside.mT, strict=True):
+        for shift, where in zip(shifts, kept, strict=True):
+            torch.testing.assert_close(
+                shift[where], shift[where][:1].expand(where.sum())
+            )
+    first = moved[:, 0]
+    assert len(first.unique()) > first.numel() / 2  # each its own
+    assert ((rows >= 0) & (rows <= 1)).all()
+    others = [c for c in range(x.shape[-1]) if c not in model.real_columns]
+    assert torch.equal(rows[..., others], x[..., others])
+    assert not torch.equal(seen_in_a_step(model, x), rows)  # drawn anew
+
+
+def test_without_jitter_nothing_is_drawn_and_nothing_moved(x):
+    model = tiny(changed(patient_jitter=0.0))
+    state = model.random.get_state()
+    assert model._jittered(x) is x
+    assert torch.equal(model.random.get_state(), state)
+    assert DiffusionSettings.published().patient_jitter == 0
 
 
 def test_reconstruction_is_a_weighted_noise_loss(x):
