@@ -365,7 +365,7 @@ def _codes(
     choices = ", ".join(f"{c} {classes[k]}" for c, k in known.items())
     known |= {label: k for k, label in enumerate(classes)}
     occurring, values = pd.factorize(table[name])
-    # "1.0" is code 1; a gap is -1 to factorize and picks the -1 at the end.
+    # "1.0" is code 1; a gap is -1, which picks the -1 at the end.
     texts = (re.sub(r"\.0+$", "", str(v).strip()) for v in values)
     codes = np.array([*(known.get(t, -1) for t in texts), -1])[occurring]
     what = f"is no known code or label; there are {choices}"
