@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks bench sampling ablation scoreboard train ship stamp clean
+.PHONY: help book test quicktest lint notebooks bench sampling ablation scoreboard cover slides solutions workshop train ship stamp clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
@@ -27,9 +27,10 @@ test: $(READY) lint ## Run every test (minutes)
 quicktest: $(READY) lint ## Run lint and the tests that take seconds
 	$(BIN)/python -m pytest tests -n 2 -m "not slow"
 
-lint: $(READY) ## Check style and formatting, notebooks too
+lint: $(READY) ## Check style, formatting and spelling, notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell .
 
 notebooks: $(READY) ## Execute notebooks in place (NAMES="01 02", or all)
 	$(BIN)/python tools/notebooks.py run $(NAMES)
@@ -54,6 +55,18 @@ ablation: $(READY) ## Take models apart (STUDY=memory, generator, diffusion)
 scoreboard: $(READY) ## Measure all models and baselines, and write the page
 	$(BIN)/python benchmarks/scoreboard.py $(OPTIONS)
 	$(BIN)/python tools/scoreboard_page.py
+
+cover: $(READY) ## Draw the cover and the social preview from the models
+	$(BIN)/python tools/cover.py
+
+slides: $(READY) ## Write the slides into _build/html/slides
+	$(BIN)/python tools/slides.py _build/html/slides
+
+solutions: $(READY) ## Collect all solutions from the notebooks on one page
+	$(BIN)/python tools/solutions.py
+
+workshop: $(READY) ## Pack the book for a class without network (WHEELS=1)
+	$(BIN)/python tools/workshop.py --wheels $(WHEELS) --pythons $(PYTHONS)
 
 train: $(READY) ## Train a model, or go on with it (MODEL=v1 OPTIONS=--bf16)
 	$(BIN)/python tools/train.py $(MODEL) $(OPTIONS)

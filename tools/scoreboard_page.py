@@ -58,6 +58,12 @@ HARMLESS = {
     "distance ratio": 1,
     "neighbour ratio": 1,
 }
+FIDELITY = [
+    name
+    for group, names in GROUPS.items()
+    if group != "Privacy"
+    for name in names
+]
 FLOOR = ["floor", "worst"]  # heads of two columns
 PLAIN = "Markov walk"  # what a trained model should beat
 # Where long words may break on a phone.
@@ -165,21 +171,24 @@ def _cell(row: pd.Series) -> str:
 # --- Tables ------------------------------------------------------------------
 
 
+def like_chance(table: pd.DataFrame, name: str) -> int:
+    """Count the figures of fidelity that a cohort is no further off in."""
+    return int((table.loc[name].loc[FIDELITY, "verdict"] != "off").sum())
+
+
 def summary(table: pd.DataFrame) -> str:
     """Count, for each cohort, what it gets right; a Markdown table."""
-    groups = [names for group, names in GROUPS.items() if group != "Privacy"]
-    fidelity = [name for names in groups for name in names]
     off = (table["value"] - table["best"]).abs().round(3)
-    plain = off[PLAIN][fidelity]
+    plain = off[PLAIN][FIDELITY]
     lines = []
     for name in table.index.unique("name"):
         rows = table.loc[name]
-        judged = rows.loc[fidelity]
-        nearer = (off[name][fidelity] < plain).sum()
+        judged = rows.loc[FIDELITY]
+        nearer = (off[name][FIDELITY] < plain).sum()
         lines.append(
             [
                 name,
-                str((judged["verdict"] != "off").sum()),
+                str(like_chance(table, name)),
                 "–" if name == PLAIN else str(nearer),
                 _times(judged["ratio"].median()),
                 _number(rows.loc["C2ST", "value"]),

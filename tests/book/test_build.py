@@ -8,8 +8,7 @@ import offline_pages
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from matplotlib._animation_data import JS_INCLUDE
-from sphinx.builders.html._assets import _JavaScript
+from sphinx.builders.html._assets import _CascadingStyleSheet, _JavaScript
 from toc import NOTEBOOK_PAGES, PAGES
 
 from notebooks import ROOT, repository
@@ -48,6 +47,7 @@ def test_builds_without_warnings(build):
 @pytest.mark.slow
 def test_every_page_is_there(html, soups):
     built = set(soups) - {"index.html", "search.html", "genindex.html"}
+    built = {page for page in built if not page.startswith("slides/")}
     assert built == {f"{page}.html" for page in PAGES}
     assert (html / ".nojekyll").exists()
 
@@ -151,7 +151,7 @@ def test_headings_are_in_order(soups, page):
 @pytest.mark.slow
 def test_language_is_stated(soups):
     for page in PAGES:
-        assert soups[f"{page}.html"].html["lang"].startswith("en")
+        assert soups[f"{page}.html"].html["lang"] == "en-GB"
 
 
 @pytest.mark.slow
@@ -188,12 +188,6 @@ def test_scripts_come_once(soups):
         assert len(scripts) == len(set(scripts)), page
 
 
-def test_players_lose_the_icon_font():
-    assert "https://" in JS_INCLUDE
-    assert "https://" not in offline_pages.localise(JS_INCLUDE)
-    assert "function Animation" in offline_pages.localise(JS_INCLUDE)
-
-
 def test_badge_becomes_text_inside_its_link():
     link = "https://colab.research.google.com"
     badge = f'<img alt="Open" src="{link}/assets/colab-badge.svg" />'
@@ -214,3 +208,14 @@ def test_first_of_equal_scripts_is_kept():
     ]
     kept = offline_pages.drop_repeated(scripts)
     assert kept == [scripts[0], scripts[1], scripts[4]]
+
+
+def test_thebe_is_left_out():
+    scripts = [
+        _JavaScript("sphinx-thebe.js"),
+        _JavaScript(None, body='const THEBE_JS_URL = "https://unpkg.com"'),
+        _JavaScript("book.js"),
+    ]
+    assert offline_pages.drop_thebe(scripts) == scripts[2:]
+    sheets = [_CascadingStyleSheet("sphinx-thebe.css")]
+    assert offline_pages.drop_thebe(sheets) == []
