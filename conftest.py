@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,32 @@ def pytest_xdist_make_scheduler(
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Print what notebooks cost to run, and pages to fetch."""
+    _report_notebooks(terminalreporter)
+    _report_pages(terminalreporter)
+
+
+def _report_pages(terminalreporter: TerminalReporter) -> None:
+    """Print how much travels for a page, heaviest first."""
+    tests = [
+        *terminalreporter.getreports("passed"),
+        *terminalreporter.getreports("failed"),
+    ]
+    pages = [
+        properties
+        for test in tests
+        if test.when == "call"
+        and "kilobytes" in (properties := dict(test.user_properties))
+    ]
+    if not pages:
+        return
+    terminalreporter.section("kilobytes a page: compressed text, plain text")
+    row = "{page:44} {kilobytes:>9.0f} {plain:>9.0f}".format
+    for page in sorted(pages, key=itemgetter("kilobytes"), reverse=True):
+        terminalreporter.line(row(**page))
+
+
+def _report_notebooks(terminalreporter: TerminalReporter) -> None:
     """Print seconds and peak memory a notebook."""
     book = defaultdict(float)
     quick = {}

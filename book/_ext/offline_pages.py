@@ -7,8 +7,8 @@ Four small repairs, made while each page is written:
 * MathJax, two megabytes, comes with every page: keep it where there is maths;
 * a notebook's Colab badge is an image on another host, as GitHub and
   JupyterLab want it: write it as text, which the style sheet dresses;
-* Matplotlib's animation players link an icon font on another host, for icons
-  that the theme brings anyway: drop the link.
+* Thebe, which would run cells on a server elsewhere, comes with every page and
+  is used on none: leave it out.
 """
 
 from __future__ import annotations
@@ -23,16 +23,11 @@ COLAB_BADGE = re.compile(
     r'colab-badge\.svg"[^>]*>'
 )
 COLAB_TEXT = '<span class="colab-badge">Open in Colab</span>'
-# The head of every player: matplotlib.animation, JS_INCLUDE.
-ICON_FONT = re.compile(
-    r'<link\s+rel="stylesheet"\s+'
-    r'href="https://maxcdn\.bootstrapcdn\.com/font-awesome/[^"]+">'
-)
 
 
 def localise(html: str) -> str:
     """Rid a page's body of the resources that notebooks load from afar."""
-    return ICON_FONT.sub("", COLAB_BADGE.sub(COLAB_TEXT, html))
+    return COLAB_BADGE.sub(COLAB_TEXT, html)
 
 
 def drop_repeated(scripts: list[Any]) -> list[Any]:
@@ -46,10 +41,9 @@ def drop_repeated(scripts: list[Any]) -> list[Any]:
     """
     kept: dict[Any, Any] = {}
     for script in scripts:
-        attributes = getattr(script, "attributes", {})
         name = getattr(script, "filename", script)
         # An inline script's name is None or empty, depending on who adds it.
-        kept.setdefault((name or "", attributes.get("body")), script)
+        kept.setdefault((name or "", _body(script)), script)
     return list(kept.values())
 
 
@@ -62,6 +56,20 @@ def drop_mathjax(scripts: list[Any]) -> list[Any]:
     ]
 
 
+def drop_thebe(assets: list[Any]) -> list[Any]:
+    """Leave out Thebe's scripts, inline ones too, and its style sheet."""
+    return [
+        asset
+        for asset in assets
+        if "sphinx-thebe" not in str(getattr(asset, "filename", asset))
+        and "THEBE_JS_URL" not in _body(asset)
+    ]
+
+
+def _body(script: Any) -> str:
+    return getattr(script, "attributes", {}).get("body") or ""
+
+
 def repair_page(
     app: Sphinx,
     pagename: str,
@@ -71,10 +79,11 @@ def repair_page(
 ) -> None:
     """Apply the repairs to the context of one page."""
     body = context.get("body", "")
-    scripts = drop_repeated(context["script_files"])
+    scripts = drop_thebe(drop_repeated(context["script_files"]))
     if 'class="math' not in body:
         scripts = drop_mathjax(scripts)
     context["script_files"] = scripts
+    context["css_files"] = drop_thebe(context["css_files"])
     context["body"] = localise(body)
 
 
