@@ -82,7 +82,7 @@ def footer(fig: Figure, cohort: pd.DataFrame) -> None:
         f"Cohort: {source}, {patients:,} patients",
         x=0.01,
         ha="left",
-        fontsize=8,
+        fontsize=9.5,
         color=GREY,
     )
 
@@ -198,7 +198,7 @@ def flow(
                 detail,
                 ha="center",
                 va="center",
-                fontsize=8.5,
+                fontsize=9.5,
                 color=GREY,
             )
         if k:

@@ -17,7 +17,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 GLOSSARY = "book/glossary"
-# Terms that are everyday words as well, and mostly meant as such.
+# Terms that are everyday words as well, and mostly meant as such: they are
+# linked only where a notebook sets them in italics.
 EVERYDAY = {
     "attention",
     "baseline",
@@ -25,17 +26,41 @@ EVERYDAY = {
     "class",
     "code",
     "cycle",
+    "gap",
     "lesson",
     "padding",
+    "peer",
     "score",
+    "skip",
+    "span",
+    "step",
     "trend",
+    "update",
     "window",
 }
+# Terms that mean something else on some pages, which are named by number.
+ELSEWHERE = {
+    "checkpoint": {"19"},  # a time to take a look
+    "code": {"22"},  # a program
+    "embedding": {"24"},  # of a step
+    "floor": {"07", "25"},  # of a measure of shape; a lower limit
+    "generator": {"14"},  # of random numbers
+    "head": {"14"},  # a head start
+    "label": {"16"},  # of an entry: where it comes from
+    "latent": {"10"},  # an axis, as long as the noise is wide
+    "mask": {"17"},  # over later months
+    "moments": {"08", "12"},  # of time
+    "ragged": {"16"},  # uneven
+    "shortcut": {"04"},  # of a story
+    "slope": {"04", "08", "19", "27"},  # of lines and densities
+}
+MOST = 24  # links a page
 # Words inside these are names, titles, or links already.
 CLOSED = (
     nodes.literal,
     nodes.literal_block,
     nodes.math,
+    nodes.math_block,
     nodes.reference,
     nodes.title,
     addnodes.pending_xref,
@@ -114,7 +139,7 @@ class Finder:
 
     def __init__(self, terms: dict[str, Term]) -> None:
         # Longer terms first, so that "soft embedding" is no "embedding".
-        self.left = sorted(set(terms) - EVERYDAY, key=len, reverse=True)
+        self.left = sorted(terms, key=len, reverse=True)
         self.terms = terms
         self._compile()
 
@@ -122,20 +147,28 @@ class Finder:
         groups = "|".join(f"({pattern_of(words)})" for words in self.left)
         self.search = re.compile(rf"(?<![\w-])(?:{groups or '(?!)'})(?![\w-])")
 
-    def split(self, text: str) -> Iterator[tuple[str, Term | None]]:
+    def split(
+        self, text: str, italics: bool = False
+    ) -> Iterator[tuple[str, Term | None]]:
         """Cut a text into pieces, with the term that a piece is to link.
 
         Parameters
         ----------
         text : str
             Words without markup.
+        italics : bool
+            Whether they are in italics: an everyday word alone is a term then.
         """
         start = 0
         while match := self.search.search(text, start):
-            term = self.terms[self.left[match.lastindex - 1]]
             yield text[start : match.start()], None
-            yield match.group(), term
             start = match.end()
+            found = self.left[match.lastindex - 1]
+            if found in EVERYDAY and not (italics and match.group() == text):
+                yield match.group(), None
+                continue
+            term = self.terms[found]
+            yield match.group(), term
             # Two words for one entry are one term.
             self.left = [
                 words
@@ -153,6 +186,9 @@ def link_terms(
 ) -> None:
     """Turn each term's first use on a page into a link.
 
+    Where there are too many, the glossary's first entries are left out, as
+    readers of a page with that many terms have long known them.
+
     Parameters
     ----------
     page : docutils document
@@ -163,25 +199,40 @@ def link_terms(
         Gives the link to an anchor of the glossary.
     """
     finder = Finder(terms)
-    for text in list(page.findall(nodes.Text)):
-        if _is_closed(text):
-            continue
-        pieces: list[nodes.Node] = []
-        for words, term in finder.split(text.astext()):
-            piece: nodes.Node = nodes.Text(words)
-            if term:
-                piece = nodes.reference(
-                    words,
-                    words,
-                    internal=True,
-                    refuri=address(term.anchor),
-                    classes=["glossary-term"],
-                )
-            if term and term.hint:
-                piece["reftitle"] = term.hint
-            pieces += [piece] * bool(words)
-        if any(isinstance(piece, nodes.reference) for piece in pieces):
-            text.parent.replace(text, pieces)
+    prose = [text for text in page.findall(nodes.Text) if not _is_closed(text)]
+    found = [
+        list(finder.split(text, isinstance(text.parent, nodes.emphasis)))
+        for text in prose
+    ]
+    entries = sorted(
+        term.entry for pieces in found for _, term in pieces if term
+    )
+    kept = set(entries[-MOST:])
+    for text, pieces in zip(prose, found, strict=True):
+        if any(term and term.entry in kept for _, term in pieces):
+            replacement = [
+                _link(words, term, address)
+                if term and term.entry in kept
+                else nodes.Text(words)
+                for words, term in pieces
+                if words
+            ]
+            text.parent.replace(text, replacement)
+
+
+def _link(
+    words: str, term: Term, address: Callable[[str], str]
+) -> nodes.reference:
+    link = nodes.reference(
+        words,
+        words,
+        internal=True,
+        refuri=address(term.anchor),
+        classes=["glossary-term"],
+    )
+    if term.hint:
+        link["reftitle"] = term.hint
+    return link
 
 
 def _is_closed(node: nodes.Node) -> bool:
@@ -210,7 +261,12 @@ def add_links(app: Sphinx, page: nodes.document, name: str) -> None:
     if not name.startswith("notebooks/"):
         return
     glossary = app.builder.get_relative_uri(name, GLOSSARY)
-    terms = terms_in(app.env.get_doctree(GLOSSARY))
+    number = name.removeprefix("notebooks/")[:2]
+    terms = {
+        words: term
+        for words, term in terms_in(app.env.get_doctree(GLOSSARY)).items()
+        if number not in ELSEWHERE.get(words, ())
+    }
     link_terms(page, terms, lambda anchor: f"{glossary}#{anchor}")
 
 

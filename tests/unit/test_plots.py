@@ -1,9 +1,13 @@
 """The player is one piece of text that works by itself."""
 
 import re
+from itertools import combinations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from colorspacious import cspace_convert, deltaE
+from matplotlib.colors import to_rgb
 
 from healthgym_utils import plots
 
@@ -48,3 +52,32 @@ def test_player_refuses_frames_without_captions():
         plots.player(frames(3), ["a", "b"], ALT)
     with pytest.raises(ValueError, match="no frame 3 among 3"):
         plots.player(frames(3), ["a", "b", "c"], ALT, start=3)
+
+
+PALETTE = [to_rgb(c) for c in (plots.REAL, plots.SYNTHETIC, *plots.SERIES)]
+# About 1 is what a trained eye can just tell apart, side by side.
+APART, FAR_APART = 10, 40
+
+
+@pytest.mark.parametrize(
+    "sight", [None, "deuteranomaly", "protanomaly", "tritanomaly"]
+)
+def test_palette_is_told_apart_whatever_the_sight(sight):
+    """By everybody; real from synthetic at a glance (Machado et al. 2009)."""
+    seen = np.array(PALETTE)
+    if sight:
+        space = {"name": "sRGB1+CVD", "cvd_type": sight, "severity": 100}
+        seen = cspace_convert(seen, space, "sRGB1").clip(0, 1)
+    gaps = {
+        (i, j): deltaE(seen[i], seen[j], input_space="sRGB1")
+        for i, j in combinations(range(len(seen)), 2)
+    }
+    assert min(gaps.values()) > APART
+    assert gaps[0, 1] > FAR_APART
+
+
+def test_real_and_synthetic_differ_in_a_photocopy():
+    lightness = cspace_convert(PALETTE, "sRGB1", "CAM02-UCS")[:, 0]
+    assert abs(lightness[0] - lightness[1]) > APART
+    # What is neither comes with a line style of its own.
+    assert len(set(plots.LINE_STYLES)) == len(plots.SERIES)
