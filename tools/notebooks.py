@@ -110,6 +110,8 @@ def run(path: Path) -> float:
         timeout=CELL_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
+        # Two prints may arrive as one message or two, as the machine likes.
+        coalesce_streams=True,
     )
     client.execute()
     seconds = time.perf_counter() - started
@@ -156,18 +158,25 @@ def slug(address: str) -> str:
 
 
 def stamp(new: str) -> None:
-    """Write a new owner/name wherever the old one stands."""
+    """Write a new owner/name into every address of the repository.
+
+    Into addresses only: where the text cites a repository by its bare name,
+    it goes on citing the same one.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", new):
         sys.exit(f"a repository is owner/name, not {new!r}")
-    old = slug(repository())
+    old = re.escape(slug(repository()))
+    # On github.com, and on Colab, which opens .../github/owner/name/...
+    address = re.compile(rf"(\bgithub(?:\.com)?/){old}(?![\w-])")
     names = ["_config.yml"]
     for pattern in STAMPED:
         names += [str(p.relative_to(ROOT)) for p in ROOT.glob(pattern)]
     for name in names:
         path = ROOT / name
         text = path.read_text(encoding="utf-8")
-        if old in text:
-            path.write_text(text.replace(old, new), encoding="utf-8")
+        stamped = address.sub(rf"\g<1>{new}", text)
+        if stamped != text:
+            path.write_text(stamped, encoding="utf-8")
             print(f"stamped {name}")
 
 

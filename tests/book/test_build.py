@@ -53,6 +53,21 @@ def test_every_page_is_there(html, soups):
 
 
 @pytest.mark.slow
+def test_pages_have_no_handlers_but_the_theme_s(soups):
+    """Nor links that run script, nor frames of other pages."""
+    handlers = set()
+    for page, soup in soups.items():
+        assert not soup.find(["iframe", "object", "embed", "base"]), page
+        for tag in soup.find_all(True):
+            for name, value in tag.attrs.items():
+                if name.startswith("on"):
+                    handlers.add(value)
+                if name in ("href", "src", "action"):
+                    assert not value.lower().startswith("javascript:"), page
+    assert handlers == {"toggleFullScreen()", "window.print()"}
+
+
+@pytest.mark.slow
 def test_index_leads_to_the_introduction(soups):
     refresh = soups["index.html"].find("meta", {"http-equiv": "Refresh"})
     assert refresh["content"].endswith("url=book/intro.html")

@@ -1,5 +1,6 @@
 """The setup cell and the maintainers' commands do what they say."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from previews import pages_address
 
 import notebooks as tools
 
@@ -75,36 +77,58 @@ def test_setup_uses_a_checkout_as_it_stands(
 
 @pytest.fixture
 def copy_of_project(monkeypatch, tmp_path):
-    """Copy every file that stamp may touch."""
-    names = ["_config.yml"]
-    for pattern in tools.STAMPED:
-        names += [p.relative_to(tools.ROOT) for p in tools.ROOT.glob(pattern)]
-    for name in names:
-        target = tmp_path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tools.ROOT / name, target)
-    monkeypatch.setattr(tools, "ROOT", tmp_path)
-    return tmp_path
+    """Copy what a checkout holds, but for the weights of trained models."""
+    ignored = (tools.ROOT / ".gitignore").read_text().split()
+    folders = [pattern.rstrip("/") for pattern in ignored]
+    copy = shutil.copytree(
+        tools.ROOT,
+        tmp_path / "copy",
+        ignore=shutil.ignore_patterns(".git", "*.safetensors", *folders),
+    )
+    monkeypatch.setattr(tools, "ROOT", copy)
+    return copy
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_stamp_moves_every_address_and_back(copy_of_project):
     old = tools.slug(tools.repository())
-    before = {
-        p: p.read_bytes() for p in copy_of_project.rglob("*") if p.is_file()
-    }
+    before = contents(copy_of_project)
     hashes = {
         p: tools.code_hash(tools.read(p))
         for p in copy_of_project.rglob("*.ipynb")
     }
     tools.stamp("someone/else")
     assert tools.slug(tools.repository()) == "someone/else"
-    for path in before:
-        assert old.encode() not in path.read_bytes(), path
+    assert pages_address(tools.repository()) == (
+        "https://someone.github.io/else/"
+    )
+    owner, _, name = old.lower().partition("/")
+    address = re.compile(
+        rf"github(\.com)?/{owner}/{name}|{owner}\.github\.io".encode()
+    )
+    for path, content in contents(copy_of_project).items():
+        assert not address.search(content.lower()), path
     for path, value in hashes.items():
         assert tools.code_hash(tools.read(path)) == value
         assert "github.com/someone/else" in path.read_text()
     tools.stamp(old)
-    assert {p: p.read_bytes() for p in before} == before
+    assert contents(copy_of_project) == before
+
+
+def test_stamp_leaves_alone_what_is_not_the_address(copy_of_project):
+    """A bare name is a citation; a longer name is another repository."""
+    tools.stamp("a/b")
+    page = copy_of_project / "book" / "page.md"
+    page.write_text("`a/b`, data/base, https://github.com/a/b-2, github.com/")
+    before = page.read_bytes()
+    tools.stamp("someone/else")
+    assert page.read_bytes() == before
+    page.write_text("https://github.com/someone/else.git")
+    tools.stamp("a/b")
+    assert page.read_text() == "https://github.com/a/b.git"
 
 
 @pytest.mark.parametrize("name", ["", "owner", "a/b/c", "a b/c", "https://x"])

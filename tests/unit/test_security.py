@@ -1,0 +1,356 @@
+"""No code runs data or fetches what nobody checks, and no output runs code."""
+
+import ast
+import json
+import re
+from importlib import resources
+
+import pytest
+from bs4 import BeautifulSoup
+
+from notebooks import ROOT, TEMPLATE, paths, read, tags
+
+# What runs code that comes as data, starts a program, or asks a network; with
+# all that lies inside it.
+RISKS = (
+    *("__import__", "builtins", "compile", "eval", "exec"),
+    *("importlib.import_module", "importlib.reload", "runpy"),
+    *("cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"),
+    *("pandas.eval", "pandas.read_pickle"),
+    *("torch.hub", "torch.jit.load", "torch.load", "torch.save"),
+    *("yaml.full_load", "yaml.load", "yaml.unsafe_load"),
+    *("ctypes", "pty", "subprocess", "os.popen", "os.startfile", "os.system"),
+    *("asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"),
+    *("aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "pooch"),
+    *("requests", "socket", "urllib.request", "urllib3"),
+)
+RISKY_METHODS = {"to_pickle", "run_cell_magic", "run_line_magic"}
+# Arguments, each with the one value that is no risk.
+RISKY_ARGUMENTS = {"allow_pickle": False, "shell": False, "verify": True}
+
+CHECKED = "_CheckedDownloader refuses what is not the published cohort"
+LESSON = "shows on a harmless program why the package pickles nothing"
+ALLOWED = {
+    ("benchmarks/scaling.py", "subprocess"): "starts our own training",
+    ("healthgym_utils/data.py", "pooch"): CHECKED,
+    ("healthgym_utils/data.py", "requests"): CHECKED,
+    ("healthgym_utils/doctor.py", "ctypes"): "asks Windows for its memory",
+    ("healthgym_utils/doctor.py", "importlib.import_module"): (
+        "tries the package's own dependencies"
+    ),
+    ("healthgym_utils/doctor.py", "requests"): "asks for headers, no body",
+    ("tools/workshop.py", "subprocess"): "runs pip",
+    ("notebooks/14_save_and_resume.ipynb", "pickle"): LESSON,
+    ("notebooks/14_save_and_resume.ipynb", "torch.load"): LESSON,
+    ("notebooks/14_save_and_resume.ipynb", "torch.save"): LESSON,
+}
+NO_SOURCES = {"tests", *(ROOT / ".gitignore").read_text().split()}
+NO_SOURCES = {name.rstrip("/") for name in NO_SOURCES}
+NOTEBOOKS = [*paths(), TEMPLATE]
+SCRIPTS = sorted(
+    path
+    for path in ROOT.rglob("*.py")
+    if not NO_SOURCES & {*path.relative_to(ROOT).parts}
+)
+
+
+def imported(node):
+    """Return what an import binds: each name, and what it stands for."""
+    if isinstance(node, ast.ImportFrom):
+        return {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for alias in node.names
+        }
+    return {
+        alias.asname or alias.name.partition(".")[0]: alias.name
+        if alias.asname
+        else alias.name.partition(".")[0]
+        for alias in node.names
+    }
+
+
+def dotted(node, known):
+    """Spell a name out as it was imported; None if it is no plain name."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id, node.id)
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value, known)
+        return before and f"{before}.{node.attr}"
+    return None
+
+
+def arguments(call):
+    """Name a call's arguments that are not known to be safe."""
+    return {
+        f"{argument.arg}="
+        for argument in call.keywords
+        if argument.arg in RISKY_ARGUMENTS
+        and getattr(argument.value, "value", None)
+        is not RISKY_ARGUMENTS[argument.arg]
+    }
+
+
+def risks(source):
+    """Name the risks that Python code takes."""
+    nodes = list(ast.walk(ast.parse(source)))
+    known, names, found = {}, set(), set()
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= imported(node)
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for node in nodes:
+        # Not calls alone: a function can be passed on, and called elsewhere.
+        if isinstance(node, ast.Name | ast.Attribute):
+            names.add(dotted(node, known) or "")
+        if isinstance(node, ast.Attribute) and node.attr in RISKY_METHODS:
+            found.add(f".{node.attr}")
+        if isinstance(node, ast.Call):
+            found |= arguments(node)
+    return found | {
+        risk
+        for risk in RISKS
+        for name in names
+        if f"{name}.".startswith(f"{risk}.")
+    }
+
+
+def code(notebook):
+    """Join a notebook's code; the setup cell is the template's, see below."""
+    return "\n\n".join(
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "setup" not in tags(cell)
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "risk"),
+    [
+        ("import pickle as p\np.loads(b'')", "pickle"),
+        ("from pickle import loads", "pickle"),
+        ("import torch as t\nt.load('x.pt')", "torch.load"),
+        ("from torch import load\nways = [load]", "torch.load"),
+        ("import yaml\nyaml.load('')", "yaml.load"),
+        ("eval('1')", "eval"),
+        ("import os\nos.system('ls')", "os.system"),
+        ("import urllib.request", "urllib.request"),
+        ("from urllib import request", "urllib.request"),
+        (
+            "import numpy as np\nnp.load('x', allow_pickle=yes)",
+            "allow_pickle=",
+        ),
+        ("run('ls', shell=True)", "shell="),
+        ("get('https://x', verify=False)", "verify="),
+        ("table.to_pickle('x')", ".to_pickle"),
+    ],
+)
+def test_a_risk_is_seen(source, risk):
+    assert risk in risks(source)
+
+
+def test_what_looks_alike_is_no_risk():
+    assert not risks(
+        "import re, torch, yaml, urllib.parse\nre.compile('x')\n"
+        "torch.nn.Linear(1, 1).eval()\nyaml.safe_load('')\n"
+        "urllib.parse.urlsplit('x')\nrun(['ls'], shell=False)"
+    )
+
+
+def test_code_takes_no_risk_but_those_allowed_here():
+    sources = {path: path.read_text(encoding="utf-8") for path in SCRIPTS}
+    sources |= {path: code(read(path)) for path in NOTEBOOKS}
+    found = {
+        (path.relative_to(ROOT).as_posix(), risk)
+        for path, source in sources.items()
+        for risk in risks(source)
+    }
+    assert found - {*ALLOWED} == set(), "a new risk; is there another way?"
+    assert {*ALLOWED} - found == set(), "no longer taken; strike it off"
+
+
+def test_the_setup_cell_only_runs_pip():
+    """That all notebooks have the template's is for test_contract to say."""
+    (setup,) = (c for c in read(TEMPLATE).cells if "setup" in tags(c))
+    assert risks(setup.source) == {"subprocess"}
+    assert "[sys.executable, " in setup.source
+
+
+def test_only_the_cohort_is_downloaded_without_a_hash():
+    """None is the hash of a file that pooch takes as it comes.
+
+    That file's hash is not stated anywhere that could be read when this was
+    written; it is checked column by column and row by row instead, and
+    monthly against the hash that figshare states.
+    """
+    tree = ast.parse((ROOT / "healthgym_utils" / "data.py").read_text())
+    (registry,) = (
+        keyword.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "registry"
+    )
+    assert [key.id for key in registry.keys] == ["FIGSHARE_NAME"]
+
+
+@pytest.mark.parametrize(
+    "folder", ["checkpoints", "results", "tables", "templates"]
+)
+def test_package_data_are_of_kinds_that_hold_no_program(folder):
+    kinds = {p.suffix for p in (ROOT / "healthgym_utils" / folder).iterdir()}
+    assert kinds <= {".csv", ".html", ".json", ".md", ".safetensors"}
+
+
+def test_every_requirement_of_the_workshop_has_a_hash():
+    lines = (ROOT / "requirements-workshop.txt").read_text()
+    lines = re.sub(r"^#.*\n", "", lines, flags=re.MULTILINE)
+    for requirement in lines.replace("\\\n", "").splitlines():
+        assert re.match(r"[\w.-]+==\S+ .*--hash=sha256:\w{64}", requirement)
+
+
+def test_every_requirement_is_pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    for requirement in lines:
+        assert re.match(r"#|[\w.-]+==[\w.]+$", requirement)
+
+
+def player():
+    """Make a pattern of the player's template, as plots.py fills it in."""
+    holes = {
+        "name": "player-[0-9a-f]{12}",
+        "alt": '[^<>"]+',
+        "caption": '[^<>"]*',
+        "picture": "data:image/webp;base64,[A-Za-z0-9+/=]+",
+        "start": "[0-9]+",
+        "last": "[0-9]+",
+        "milliseconds": "[0-9]+",
+        "captions": r"\[[^\n<]*\]",
+        "pictures": r"\[[^\n<]*\]",
+    }
+    template = resources.files("healthgym_utils") / "templates" / "player.html"
+    # The second time a value is filled in, it is the same one.
+    pieces = re.split(r"\$(\w+)", template.read_text(encoding="utf-8"))
+    pattern = re.escape(pieces[0])
+    for name, literal in zip(pieces[1::2], pieces[2::2], strict=True):
+        hole = holes.pop(name, None)
+        pattern += f"(?P<{name}>{hole})" if hole else f"(?P={name})"
+        pattern += re.escape(literal)
+    assert not holes
+    return re.compile(pattern)
+
+
+PLAYER = player()
+
+
+def is_player(markup):
+    """Whether this is what plots.player makes, and has no script but its."""
+    found = PLAYER.fullmatch(markup)
+    if not found:
+        return False
+    try:
+        pictures = json.loads(found["pictures"])
+        captions = json.loads(found["captions"])
+    except ValueError:  # an expression, and no list of texts
+        return False
+    address = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/=]+")
+    return (
+        len(pictures) == len(captions)
+        and all(map(address.fullmatch, pictures))
+        and all(isinstance(caption, str) for caption in captions)
+    )
+
+
+# Elements of which tables are made; no other can run, frame, fetch or submit.
+HARMLESS = re.compile(
+    "div|p|span|br|b|em|strong|sub|sup|code|style|"
+    "table|caption|thead|tbody|tfoot|tr|th|td"
+)
+HARMLESS_ATTRIBUTES = re.compile(
+    "id|class|style|scoped|scope|border|halign|valign|colspan|rowspan"
+)
+
+
+def faults(markup):
+    """List what stored markup holds besides tables."""
+    found = []
+    for element in BeautifulSoup(markup, "html.parser").find_all(True):
+        if not HARMLESS.fullmatch(element.name):
+            found.append(f"<{element.name}>")
+        found += [
+            f"{element.name} {name}="
+            for name in element.attrs
+            if not HARMLESS_ATTRIBUTES.fullmatch(name)
+        ]
+    # Style may fetch, too.
+    found += re.findall(r"url\(|@import|expression\(", markup, re.IGNORECASE)
+    return found
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<script>alert(1)</script>",
+        '<td onclick="alert(1)">1</td>',
+        '<a href="javascript:alert(1)">1</a>',
+        '<iframe src="https://example.org"></iframe>',
+        '<img src="https://example.org/1.png">',
+        '<svg><use href="data:image/svg+xml,x"/></svg>',
+        "<style>td {background: url(https://example.org)}</style>",
+        '<form action="https://example.org"></form>',
+    ],
+)
+def test_what_a_stored_output_must_not_hold_is_seen(markup):
+    assert faults(markup)
+
+
+def test_a_player_with_other_script_is_none():
+    with_player = next(
+        data["text/html"]
+        for path in paths()
+        for data in stored(path)
+        if is_player(data.get("text/html", ""))
+    )
+    for old, new in [
+        ("let timer = null;", "let timer = fetch('https://example.org');"),
+        ("</div>\n<script>", "</div>\n<script>alert(1)</script>\n<script>"),
+        ("const captions = [", "const captions = [alert(1), "),
+        ("data:image/webp;base64,", "https://example.org/"),
+        ("</script>", "</script><script src='x'></script>"),
+    ]:
+        assert old in with_player
+        assert not is_player(with_player.replace(old, new)), new
+
+
+def stored(path):
+    """List the stored outputs of a notebook, each by its kinds."""
+    return [
+        output.get("data", {})
+        for cell in read(path).cells
+        for output in cell.get("outputs", [])
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_run_no_script_but_the_players(path):
+    for data in stored(path):
+        assert {*data} <= {"text/plain", "text/html", "image/png"}
+        markup = data.get("text/html", "")
+        if not is_player(markup):
+            assert faults(markup) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_prose_holds_no_script(path):
+    """Jupyter, Colab and GitHub show HTML in prose; ours only folds."""
+    for cell in read(path).cells:
+        if cell.cell_type != "markdown":
+            continue
+        prose = re.sub(r"```.+?```|`[^`]*`", "", cell.source, flags=re.DOTALL)
+        for tag in re.findall(r"<[a-zA-Z/][^>]*>", prose):
+            assert re.fullmatch(
+                r"</?(details|summary|sub|sup|br)>|<https://[^>]+>", tag
+            ), tag
+        assert not re.search(r"\]\(\s*(javascript|data|vbscript):", prose)
