@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from healthgym_utils.schema import Schema
@@ -33,7 +36,8 @@ def save(
 
     The file is written beside its place, flushed to the disk, and moved
     over the old one. A kill at any moment leaves the old file or the new
-    one, never half of either.
+    one, never half of either; and at most a hidden file beside it, with a
+    name of its own, which may be deleted.
 
     Parameters
     ----------
@@ -44,6 +48,11 @@ def save(
     header : dict
         JSON types only: schema, settings, seed, epoch, history. The
         versions of the format and of the package are added.
+
+    Raises
+    ------
+    OSError
+        If there is no room, or no right to write; an old file is as before.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -58,8 +67,15 @@ def save(
         with open(partial, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise OSError(
+            f"{path}: this checkpoint cannot be saved ({error}). A file that "
+            "was there is as before. Make room on the disk, or save into "
+            "another folder"
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
@@ -70,17 +86,42 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     CheckpointError
         If the file is missing, truncated, foreign, or of a newer format.
     """
-    path = Path(path)
-    if not path.is_file():
+    with _refusing(path), safetensors.safe_open(path, "pt") as stream:
+        metadata = stream.metadata()
+    return _header(path, metadata or {})
+
+
+def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and header; raises as :func:`read_header` does."""
+    with _refusing(path):
+        # At once, for a training may be saving over it: safe_open opens a
+        # file twice, and could pair one epoch's header and another's tensors.
+        content = Path(path).read_bytes()
+        tensors = load_bytes(content)
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__")
+    return tensors, _header(path, metadata or {})
+
+
+@contextmanager
+def _refusing(path: str | os.PathLike) -> Iterator[None]:
+    """Refuse whatever cannot be read as a safetensors file."""
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: there is no such file")
     try:
-        with safetensors.safe_open(path, "pt") as stream:
-            metadata = stream.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+        yield
+    except Exception as error:  # sizes past 64 bits are no SafetensorError
+        why = str(error).partition("\n")[0]  # PyTorch adds a stack trace
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}); it may have "
+            f"{path}: not a whole safetensors file ({why}); it may have "
             "been cut short: copy or download it again"
         ) from None
+
+
+def _header(
+    path: str | os.PathLike, metadata: dict[str, str]
+) -> dict[str, Any]:
+    """Read our header, refusing a foreign, damaged or newer one."""
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but no checkpoint of this package"
@@ -88,25 +129,46 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     try:
         header = json.loads(metadata["header"])
         format_version = header["format_version"]
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: its header is damaged") from None
-    if not isinstance(format_version, int) or (
-        format_version > FORMAT_VERSION
-    ):
+        if isinstance(format_version, int) and format_version < 1:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise CheckpointError(
-            f"{path}: format {format_version} is newer than this package "
+            f"{path}: its header is damaged; copy or download it again"
+        ) from None
+    if format_version not in range(1, FORMAT_VERSION + 1):
+        raise CheckpointError(
+            f"{path}: format {format_version!r} is newer than this package "
             f"can read ({FORMAT_VERSION}); update healthgym-utils"
         )
     return header
 
 
-def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and header; raises as :func:`read_header` does."""
-    header = read_header(path)
+@contextmanager
+def rebuilding(path: str | os.PathLike) -> Iterator[None]:
+    """Refuse a header or tensors of which no model can be made.
+
+    Parameters
+    ----------
+    path : path
+        For the message.
+    """
     try:
-        return load_file(path), header
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        yield
+    except CheckpointError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        why = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: no model can be rebuilt from it: its header or its "
+            f"tensors are damaged ({type(error).__name__}: {why})"
+        ) from error
 
 
 def check(
@@ -147,7 +209,7 @@ def check(
         )
     try:
         saved = Schema.from_dict(header["schema"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its schema is damaged ({error})"
         ) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,20 @@ WAYS_OUT = (
     'call load_art("path/to/file.csv"); or call load_art("simulated"), the '
     "stand-in cohort that needs no network."
 )
+WANTED_FORMAT = (
+    "What to do: save it as comma-separated text in UTF-8, with decimal "
+    "points, one header line and nothing above it; or read it with "
+    "pandas.read_csv and your own options, and pass the table to "
+    "healthgym_utils.data.decode_table"
+)
 
 
 class DataError(ValueError):
     """A cohort cannot be had; the message says why and what to do."""
+
+
+class _ParseError(DataError):
+    """A file is there, and is no CSV as it is wanted."""
 
 
 def load_art(
@@ -82,6 +91,11 @@ def load_art(
     DataError
         If the source is unknown, cannot be had, or breaks the format. No
         other source is ever taken in its place.
+
+    Notes
+    -----
+    Memory grows with the rows of a file, and with nothing else: 10 million
+    need 3.5 GB at the peak, and a minute; ``benchmarks/load_csv.py``.
     """
     whole = isinstance(n_patients, Integral) and n_patients > 0
     if n_patients is not None and not whole:
@@ -125,15 +139,24 @@ def decode_table(raw: pd.DataFrame) -> pd.DataFrame:
         column, the row (as in the index of ``raw``; in a file, counted from
         0 below the header) and the patient.
     """
+    if not isinstance(raw, pd.DataFrame):
+        kind = type(raw).__name__
+        raise DataError(f"expected a pandas DataFrame, got {kind}")
     table = raw.rename(columns=_tidy_name)
     for name in COLUMNS:
         count = list(table.columns).count(name)
         if count != 1:
             what = "missing" if count == 0 else f"there {count} times"
             there = ", ".join(map(str, raw.columns))
-            raise DataError(f"{name}: this column is {what}; got {there}")
+            hint = f". {WANTED_FORMAT}" if len(raw.columns) == 1 else ""
+            raise DataError(
+                f"{name}: this column is {what}; got {there}{hint}"
+            )
     if table.empty:
         raise DataError("the table is empty: it has no rows")
+    table = table[COLUMNS]
+    # An index may share its name with a column, which pandas cannot sort by.
+    table.index = table.index.set_names([None] * table.index.nlevels)
     ids = ART_FULL_SCHEMA.ids
     table = table.assign(**{name: _whole(table, name) for name in ids})
     table = table.sort_values(ids, kind="stable")
@@ -147,7 +170,8 @@ def decode_table(raw: pd.DataFrame) -> pd.DataFrame:
             columns[feature.name] = labels
     for name in ART_FLAGS:
         columns[name] = _codes(table, name, ("False", "True")) == 1
-    tidy = pd.DataFrame(columns, index=table.index).join(table[ids])
+    columns |= {name: table[name] for name in ids}
+    tidy = pd.DataFrame(columns, index=table.index)
     try:
         ART_FULL_SCHEMA.validate(tidy)
     except TableError as error:
@@ -203,6 +227,8 @@ def _first_patients(table: pd.DataFrame, count: int) -> pd.DataFrame:
 def _load_file(path: Path) -> pd.DataFrame:
     try:
         return decode_table(_read_csv(path))
+    except _ParseError as error:
+        raise DataError(f"{path}: {error}. {WANTED_FORMAT}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -230,7 +256,7 @@ def _load_figshare(cache: str | os.PathLike | None) -> pd.DataFrame:
     store = figshare_store(cache)
     try:
         path = store.fetch(FIGSHARE_NAME, downloader=_CheckedDownloader())
-    except (DataError, requests.RequestException) as error:
+    except (ValueError, requests.RequestException) as error:
         raise DataError(
             f"could not download {FIGSHARE_URL}: {_why(error)}. {WAYS_OUT}"
         ) from error
@@ -322,10 +348,12 @@ def _read_csv(path: str | os.PathLike) -> pd.DataFrame:
         # pandas would take their first value for the name of the row.
         header = pd.read_csv(path, header=None, nrows=2, dtype=str)
         raw = pd.read_csv(path, low_memory=False)
-    except DataError:
+    except (DataError, MemoryError):
         raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"this cannot be read as CSV: {error}") from error
+    except Exception as error:  # every decompressor has errors of its own
+        refusal = DataError if isinstance(error, OSError) else _ParseError
+        why = str(error).strip()
+        raise refusal(f"this cannot be read as CSV: {why}") from error
     # pandas renames the second of two equal names, which would hide it.
     raw.columns = header.iloc[0].fillna("").tolist()
     return raw
@@ -339,10 +367,18 @@ def _tidy_name(name: Any) -> str:
 def _numbers(table: pd.DataFrame, name: str) -> pd.Series:
     """Read a column as float64, refusing text; gaps stay NaN."""
     column = table[name]
-    if pd.api.types.is_bool_dtype(column.dtype):
-        column = column.astype(str)  # or True would pass for 1
-    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
-    bad = (numbers.isna() & column.notna()).to_numpy()
+    is_text = pd.api.types.is_string_dtype(column.dtype)
+    if column.dtype.kind not in "iuf" and not is_text:
+        column = column.astype(str)  # or True would pass for 1, a date too
+    try:
+        numbers = pd.to_numeric(column, errors="coerce")
+        is_odd = numbers.dtype.kind == "c"
+    except (OverflowError, TypeError, ValueError):  # cells such as arrays
+        is_odd = True
+    if is_odd:
+        numbers = pd.to_numeric(column.astype(str), errors="coerce")
+    numbers = numbers.astype("float64")
+    bad = (numbers.isna() & table[name].notna()).to_numpy()
     _refuse(table, name, bad, "is no number")
     return numbers
 
@@ -364,7 +400,10 @@ def _codes(
     known = {str(k + first): k for k in range(len(classes))}
     choices = ", ".join(f"{c} {classes[k]}" for c, k in known.items())
     known |= {label: k for k, label in enumerate(classes)}
-    occurring, values = pd.factorize(table[name])
+    try:
+        occurring, values = pd.factorize(table[name])
+    except (OverflowError, TypeError):  # cells such as lists, or 10**400
+        occurring, values = pd.factorize(table[name].astype(str))
     # "1.0" is code 1; a gap is -1, which picks the -1 at the end.
     texts = (re.sub(r"\.0+$", "", str(v).strip()) for v in values)
     codes = np.array([*(known.get(t, -1) for t in texts), -1])[occurring]
@@ -378,8 +417,10 @@ def _refuse(
 ) -> None:
     """Refuse a column if any row is bad, naming the first one."""
     if bad.any():
-        value = table[name].iloc[int(bad.argmax())]
-        value = "an empty cell" if pd.isna(value) else repr(str(value))
+        first = table[name].iloc[[int(bad.argmax())]]
+        value = repr(str(first.iloc[0]))
+        if first.isna().all():
+            value = "an empty cell"
         ids = table[ART_FULL_SCHEMA.ids].astype(object)
         where = ART_FULL_SCHEMA.locate(ids, bad)
         raise DataError(f"{name}: {value} in {where} {what}")

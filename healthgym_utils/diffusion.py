@@ -1220,23 +1220,26 @@ class Diffusion:
                 f"{path}: its network is a {header['network']}, not a "
                 f"{given}; build one and pass it as network="
             )
-        settings = DiffusionSettings(**header["settings"])
-        model = cls(schema, settings, device, network)
-        only = header["weights_only"]
-        try:
-            for name, part in model._networks().items():
-                weights = training.part(tensors, "network" if only else name)
-                part.load_state_dict(weights)
-        except RuntimeError as error:
-            raise checkpoint.CheckpointError(
-                f"{path}: its network is of another architecture ({error})"
-            ) from None
-        training.load_progress(model, header)
-        model.joint = tensors["joint.rows"], tensors["joint.counts"]
-        if calibration := training.part(tensors, "calibration"):
-            model.calibration = Calibration(**calibration)
-        if not only:
-            training.load_resumable(model, tensors)
+        with checkpoint.rebuilding(path):
+            settings = DiffusionSettings(**header["settings"])
+            model = cls(schema, settings, device, network)
+            only = header["weights_only"]
+            try:
+                for name, part in model._networks().items():
+                    weights = training.part(
+                        tensors, "network" if only else name
+                    )
+                    part.load_state_dict(weights)
+            except RuntimeError as error:
+                raise checkpoint.CheckpointError(
+                    f"{path}: its network is of another architecture ({error})"
+                ) from None
+            training.load_progress(model, header)
+            model.joint = tensors["joint.rows"], tensors["joint.counts"]
+            if calibration := training.part(tensors, "calibration"):
+                model.calibration = Calibration(**calibration)
+            if not only:
+                training.load_resumable(model, tensors)
         return model
 
     def _networks(self) -> dict[str, nn.Module]:

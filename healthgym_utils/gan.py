@@ -617,19 +617,21 @@ class WGANGP:
         tensors, header = checkpoint.load(path)
         checkpoint.check(path, header, cls.__name__, schema, HEADER)
         _check_parts(path, header, generator, memory)
-        settings = Settings(**header["settings"])
-        model = cls(schema, generator, settings, device, memory)
-        for name, network in model._networks().items():
-            weights = training.part(tensors, name)
-            try:
-                network.load_state_dict(weights)
-            except RuntimeError as error:
-                raise checkpoint.CheckpointError(
-                    f"{path}: its {name} is of another architecture ({error})"
-                ) from None
-        training.load_progress(model, header)
-        if not header["weights_only"]:
-            training.load_resumable(model, tensors)
+        with checkpoint.rebuilding(path):
+            settings = Settings(**header["settings"])
+            model = cls(schema, generator, settings, device, memory)
+            for name, network in model._networks().items():
+                weights = training.part(tensors, name)
+                try:
+                    network.load_state_dict(weights)
+                except RuntimeError as error:
+                    raise checkpoint.CheckpointError(
+                        f"{path}: its {name} is of another architecture "
+                        f"({error})"
+                    ) from None
+            training.load_progress(model, header)
+            if not header["weights_only"]:
+                training.load_resumable(model, tensors)
         return model
 
     def _networks(self) -> dict[str, nn.Module]:

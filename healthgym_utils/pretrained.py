@@ -155,5 +155,6 @@ def rebuild(
     if header.get("generator") == TransformerGenerator.__name__:
         generator = TransformerGenerator(schema)
     if header.get("memory"):
-        memory = LatentMemory(schema, **header["memory"])
+        with checkpoint.rebuilding(path):
+            memory = LatentMemory(schema, **header["memory"])
     return WGANGP.load(path, schema, generator, device, memory)
