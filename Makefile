@@ -10,7 +10,8 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks bench sampling ablation scoreboard cover slides solutions workshop train ship stamp clean
+.PHONY: help book test quicktest lint notebooks colab matrix bench sampling ablation scoreboard cover slides solutions workshop train ship stamp clean
+.PHONY: matrix-oldest matrix-newest
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
@@ -34,6 +35,30 @@ lint: $(READY) ## Check style, formatting and spelling, notebooks too
 
 notebooks: $(READY) ## Execute notebooks in place (NAMES="01 02", or all)
 	$(BIN)/python tools/notebooks.py run $(NAMES)
+
+colab: $(READY) ## Run notebooks as on Colab (NAMES="01 02", or all)
+	PYTHONPATH=tools $(BIN)/python tests/notebooks/colab.py \
+		$(NAMES) $(OPTIONS)
+
+matrix: matrix-oldest matrix-newest ## Test on the versions that are allowed
+
+# The lower bounds of pyproject.toml where they can stand together, and what
+# is newest today; both with Python as it is in .venv. That trained models take
+# their own data again is for the lock to say: SciPy's Box-Cox moves in its
+# last digits from release to release, and resuming asks for the same bits.
+matrix-oldest: RESOLUTION := lowest-direct
+matrix-newest: RESOLUTION := highest
+matrix-oldest matrix-newest: $(READY)
+	$(BIN)/python -m venv --clear _build/$@
+	_build/$@/bin/python -m pip install --quiet uv==0.13.9
+	_build/$@/bin/uv pip compile pyproject.toml --quiet \
+		--resolution $(RESOLUTION) --output-file _build/$@/versions.txt
+	_build/$@/bin/uv pip install --quiet --python _build/$@ \
+		--constraint _build/$@/versions.txt --editable ".[book,test]"
+	_build/$@/bin/python -m pytest tests/unit -n 2 -m "not slow" \
+		-k "not fingerprint_is_that_of_the_simulated_cohort"
+	_build/$@/bin/python -m pytest tests/notebooks/test_papermill.py -n 2 \
+		-k "05_ or 09_ or 16_ or 25_"
 
 # glibc hands large blocks back to the system after each use; the page faults
 # of getting them again take a sixth of a training step. These keep them.

@@ -341,7 +341,7 @@ def test_scoreboards_controls_hold():
         load_results("scoreboard"), load_results("scoreboard_floor")
     )
     privacy = scoreboard_page.GROUPS["Privacy"]
-    verdict = table["verdict"].unstack("name", sort=False)
+    verdict = table["verdict"].unstack("name")
     copied = verdict["training copy"]
     assert (copied[privacy] == "off").all()
     fidelity = verdict.drop(index=privacy)

@@ -1,0 +1,409 @@
+"""Measure v3 on several processes and from Parquet, and plan for more.
+
+    python benchmarks/scaling.py [--patients 1024] [--rounds 3] [--write]
+
+Trains and streams in processes of their own, by turns, on a simulated cohort
+that is written to a temporary folder, and prints two tables: what was
+measured, and what follows for 5 million patients under the assumptions that
+are constants below. With --write they are put into book/growing.md.
+
+Processor time is what other work on the machine blurs least; it is that of
+all processes together, without what starting them takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
+
+import healthgym_utils as hg
+from healthgym_utils.diffusion import DiffusionSettings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from parquet_stream import (
+    ParquetCohort,
+    ParquetPatients,
+    fit_preprocessor,
+    pa,
+    pq,
+)
+from simulated_cohort import ROOT, replaced
+from train import DIFFUSION_BATCH, MILESTONES
+from train import PATIENTS as SHIPPED_PATIENTS
+from train_distributed import fit, prepared
+
+PAGE = ROOT / "book" / "growing.md"
+CPU = torch.device("cpu")
+MONTHS = 60
+GROUP = 256  # patients a row group
+BATCH = 64
+TIMES = 8  # how much larger the larger file is
+WIDTHS = (64, 256)  # of the network: ours, and the published v3's
+LAYOUTS = {"1 process": 1, "2 processes": 2}  # of one thread each
+
+# The plan. Nothing from here on was measured.
+PATIENTS = 5_000_000
+PLANNED_EPOCHS = 3
+PLANNED_BATCH = 1024
+GPU_FLOPS = 20e12  # a second, sustained, of which large GPUs promise 50 times
+GPU_UPDATE = 0.015  # seconds to launch an update, however small the batch
+CORES = 16  # that read for a GPU
+CORE_PRICE = 0.05  # dollars an hour
+GPU_PRICE = 4.00  # dollars an hour, with its cores
+COPIES = 4  # of the weights in a checkpoint: they, their mean, Adam's two
+
+
+class Run(NamedTuple):
+    """What processes printed, a line each, and the peak of the largest."""
+
+    figures: list[list[float]]
+    megabytes: float
+
+
+def child(what: str, argument: str | Path, layout: str = "") -> Run:
+    """Measure in processes of their own, that their memory be their own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", str(LAYOUTS.get(layout))]
+    command = [*launcher * bool(layout), __file__, "--child", what, argument]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+    }
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"this failed: {' '.join(map(str, command))}")
+    # Linux counts in kilobytes, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    figures = [[*map(float, line.split())] for line in output.splitlines()]
+    return Run(figures, usage.ru_maxrss / unit)
+
+
+def write_cohort(path: Path, patients: int) -> None:
+    """Simulate a cohort piece by piece, a row group each."""
+    writer = None
+    for start in range(0, patients, GROUP):
+        size = min(GROUP, patients - start)
+        table = hg.simulate_art(size, MONTHS, seed=start)
+        table[hg.ART_SCHEMA.patient] += start
+        table = table[[*hg.ART_SCHEMA.ids, *hg.ART_SCHEMA.names]]
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        writer = writer or pq.ParquetWriter(path, arrow.schema)
+        writer.write_table(arrow)
+    writer.close()
+
+
+def train(path: str) -> None:
+    """Train one epoch, and print seconds by the clock and the processor."""
+    dist.init_process_group("gloo")
+    cohort = ParquetCohort([path], hg.ART_SCHEMA)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "v3.safetensors"
+        model, prep = prepared(cohort, state, CPU, seed=42)
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        data = ParquetPatients(cohort, prep, MONTHS, rank=rank, ranks=ranks)
+        clock = time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            fit(model, data, BATCH, 1, state)
+    sys.stdout.write(f"{model.seconds} {time.process_time() - clock}\n")
+    dist.destroy_process_group()
+
+
+def stream(path: str) -> None:
+    """Read a file once, and print the seconds that it took."""
+    cohort = ParquetCohort([path], hg.ART_SCHEMA)
+    prep = fit_preprocessor(cohort, GROUP)
+    data = ParquetPatients(cohort, prep, MONTHS)
+    started, clock = time.perf_counter(), time.process_time()
+    months = sum(length for _, length in data)
+    assert months == cohort.rows
+    print(time.perf_counter() - started, time.process_time() - clock)
+
+
+def whole(path: str) -> None:
+    """Read a file as one table, and turn it into one tensor."""
+    table = pd.read_parquet(path)
+    prep = hg.Preprocessor(hg.ART_SCHEMA).fit(table)
+    started, clock = time.perf_counter(), time.process_time()
+    prep.transform(pd.read_parquet(path))
+    print(time.perf_counter() - started, time.process_time() - clock)
+
+
+def updates(width: str) -> None:
+    """Print processor seconds and operations a patient, and parameters."""
+    settings = DiffusionSettings(hidden=int(width))
+    model = hg.Diffusion(hg.ART_SCHEMA, settings, CPU)
+    cohort = hg.simulate_art(BATCH)
+    x = hg.Preprocessor(hg.ART_SCHEMA).fit(cohort).transform(cohort)
+    lengths = torch.full((BATCH,), MONTHS)
+    with FlopCounterMode(display=False) as counter:
+        model.train_step(x, lengths)
+    clocks = []
+    for _ in range(5):
+        clock = time.process_time()
+        model.train_step(x, lengths)
+        clocks.append(time.process_time() - clock)
+    size = sum(p.numel() for p in model.network.parameters())
+    seconds = statistics.median(clocks) / BATCH
+    print(seconds, counter.get_total_flops() / BATCH, size)
+
+
+CHILDREN = {
+    "train": train,
+    "stream": stream,
+    "whole": whole,
+    "updates": updates,
+}
+
+
+def training(path: Path, layout: str) -> dict[str, float]:
+    """Train a new model for an epoch."""
+    run = child("train", path, layout)
+    seconds, clocks = zip(*run.figures, strict=True)
+    patients = pq.read_metadata(path).num_rows / MONTHS
+    return {
+        "patients_a_second": patients / max(seconds),
+        "processor_ms": sum(clocks) / patients * 1000,
+        "megabytes": run.megabytes,
+    }
+
+
+def reading(path: Path, way: str) -> dict[str, float]:
+    """Read a file in one of two ways."""
+    run = child(way, path)
+    ((seconds, clock),) = run.figures
+    rows = pq.read_metadata(path).num_rows
+    return {
+        "rows": rows,
+        "rows_a_second": rows / seconds,
+        "processor_s_a_million": clock / rows * 1e6,
+        "megabytes": run.megabytes,
+    }
+
+
+def median(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Take the median of each figure, to four digits."""
+    return {
+        name: float(f"{statistics.median(r[name] for r in rounds):.4g}")
+        for name in rounds[0]
+    }
+
+
+def measure(patients: int, rounds: int) -> dict[str, Any]:
+    """Measure everything by turns; plain JSON types."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small, large = folder / "small.parquet", folder / "large.parquet"
+        write_cohort(small, patients)
+        write_cohort(large, TIMES * patients)
+        ways = {
+            f"streamed, {patients:,} patients": (small, "stream"),
+            f"streamed, {TIMES * patients:,} patients": (large, "stream"),
+            f"whole, {TIMES * patients:,} patients": (large, "whole"),
+        }
+        trained: dict[str, list] = {layout: [] for layout in LAYOUTS}
+        read: dict[str, list] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for layout in LAYOUTS:
+                trained[layout].append(training(small, layout))
+            for way, (path, kind) in ways.items():
+                read[way].append(reading(path, kind))
+        table = pd.read_parquet(small)
+        in_pandas = int(table.memory_usage(deep=True).sum()) / len(table)
+        in_parquet = large.stat().st_size / (TIMES * len(table))
+    networks = {}
+    for width in WIDTHS:
+        ((seconds, operations, size),) = child("updates", str(width)).figures
+        networks[str(width)] = {
+            "processor_ms": float(f"{seconds * 1000:.4g}"),
+            "operations": int(operations),
+            "parameters": int(size),
+        }
+    return {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "load": round(os.getloadavg()[1], 1),
+        "torch": torch.__version__,
+        "patients": patients,
+        "rounds": rounds,
+        "training": {k: median(v) for k, v in trained.items()},
+        "reading": {k: median(v) for k, v in read.items()},
+        "pandas_bytes_a_row": round(in_pandas, 1),
+        "parquet_bytes_a_row": round(in_parquet, 1),
+        "networks": networks,
+    }
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Lay out a table, numbers to the right."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def measured_table(measured: dict[str, Any]) -> str:
+    """Show what was measured here."""
+    training = [
+        [
+            layout,
+            f"{m['patients_a_second']:.0f}",
+            f"{m['processor_ms']:.2f}",
+            f"{m['megabytes']:.0f}",
+        ]
+        for layout, m in measured["training"].items()
+    ]
+    reading = [
+        [
+            way,
+            f"{m['rows_a_second']:,.0f}",
+            f"{m['processor_s_a_million']:.1f}",
+            f"{m['megabytes']:.0f}",
+        ]
+        for way, m in measured["reading"].items()
+    ]
+    rounds = measured["rounds"]
+    how = f"Medians of {rounds} rounds" if rounds > 1 else "One round"
+    return "\n\n".join(
+        [
+            f"<!-- measured: {json.dumps(measured)} -->",
+            f"{how}, {measured['machine']}, torch {measured['torch']}. The "
+            f"load average was {measured['load']}.",
+            markdown(
+                [
+                    f"training, batch of {BATCH}",
+                    "patients a second",
+                    "processor ms a patient",
+                    "peak MB of a process",
+                ],
+                training,
+            ),
+            markdown(
+                [
+                    "reading",
+                    "rows a second",
+                    "processor s a million rows",
+                    "peak MB",
+                ],
+                reading,
+            ),
+        ]
+    )
+
+
+def planned_table(measured: dict[str, Any]) -> str:
+    """Work out what the planned cohort takes."""
+    rows = PATIENTS * MONTHS
+    visits = PATIENTS * PLANNED_EPOCHS
+    streamed = list(measured["reading"].values())[1]
+    read = streamed["processor_s_a_million"] * rows / 1e6 / 3600
+    tensors = rows * hg.ART_SCHEMA.width * 4 / 1e9
+
+    def gigabytes(name: str) -> str:
+        return f"{measured[name] * rows / 1e9:.1f} GB"
+
+    updates = -(-PATIENTS // PLANNED_BATCH) * PLANNED_EPOCHS
+    shipped = MILESTONES["v3"][-1]  # epochs
+    shipped_updates = -(-SHIPPED_PATIENTS // DIFFUSION_BATCH) * shipped
+    data = markdown(
+        ["data", "size", "from"],
+        [
+            ["patients", f"{PATIENTS:,}", "the task"],
+            ["rows", f"{rows:,}", f"{MONTHS} months each"],
+            ["as Parquet", gigabytes("parquet_bytes_a_row"), "measured a row"],
+            ["as a table", gigabytes("pandas_bytes_a_row"), "measured a row"],
+            ["as tensors", f"{tensors:.1f} GB", "22 columns, float32"],
+            ["reading once", f"{read:.2f} core-hours", "measured a row"],
+            ["epochs", f"{PLANNED_EPOCHS}", "**assumed**"],
+            ["batch", f"{PLANNED_BATCH:,}", "**assumed**"],
+            [
+                "visits to a patient",
+                f"{visits:,}",
+                f"shipped v3: {SHIPPED_PATIENTS * shipped:,}",
+            ],
+            ["updates", f"{updates:,}", f"shipped v3: {shipped_updates:,}"],
+        ],
+    )
+    columns = []
+    for width in WIDTHS:
+        network = measured["networks"][str(width)]
+        cores = visits * network["processor_ms"] / 1000 / 3600
+        cores += PLANNED_EPOCHS * read
+        compute = visits * network["operations"] / GPU_FLOPS / 3600
+        launch = updates * GPU_UPDATE / 3600
+        feed = PLANNED_EPOCHS * read / CORES
+        gpu = max(compute, launch, feed)
+        on_cpus = f"at an **assumed** USD {CORE_PRICE:.2f} a core-hour"
+        on_gpu = f"at an **assumed** USD {GPU_PRICE:.2f} a GPU-hour"
+        columns.append(
+            {
+                "parameters": f"{network['parameters'] / 1e6:.2f} million",
+                "checkpoint": (
+                    f"{network['parameters'] * 4 * COPIES / 1e6:.0f} MB"
+                ),
+                "operations a patient and update": (
+                    f"{network['operations'] / 1e6:,.0f} million"
+                ),
+                "on CPUs": f"{cores:,.0f} core-hours",
+                on_cpus: f"USD {cores * CORE_PRICE:,.2f}",
+                "on a GPU, computing": f"{compute * 60:.1f} minutes",
+                "on a GPU, launching": f"{launch * 60:.1f} minutes",
+                f"on a GPU, {CORES} cores reading": f"{feed * 60:.1f} minutes",
+                "the longest of the three": f"{gpu:.2f} GPU-hours",
+                on_gpu: f"USD {gpu * GPU_PRICE:,.2f}",
+            }
+        )
+    network = markdown(
+        ["network", *(f"width {width}" for width in WIDTHS)],
+        [[name, *(c[name] for c in columns)] for name in columns[0]],
+    )
+    return f"{data}\n\n{network}"
+
+
+def main() -> None:
+    """Measure, print, and write if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--patients", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        what, argument = options.child
+        CHILDREN[what](argument)
+        return
+    measured = measure(options.patients, options.rounds)
+    tables = {
+        "measured": measured_table(measured),
+        "planned": planned_table(measured),
+    }
+    print("\n\n".join(tables.values()))
+    if options.write:
+        text = PAGE.read_text("utf-8")
+        for name, table in tables.items():
+            text = replaced(name, table, text)
+        PAGE.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
