@@ -221,14 +221,12 @@ def test_a_rank_that_is_none_and_an_empty_buffer_are_refused(tmp_path):
 
 
 LEARNT = """
-import resource, sys
+import sys
 import healthgym_utils as hg
 from cohorts import MADE_UP
+from load_csv import peak
 from parquet_stream import ParquetCohort, ParquetPatients, fit_preprocessor
 import pandas as pd
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 def stream(path):
     cohort = ParquetCohort([path], MADE_UP)
@@ -241,7 +239,7 @@ warm = peak()
 prep, patients = stream(many)
 streamed = peak()
 prep.transform(pd.read_parquet(many), clip=True)
-print(patients, streamed - warm, peak() - streamed)
+print(patients, (streamed - warm) / 2**20, (peak() - streamed) / 2**20)
 """
 
 

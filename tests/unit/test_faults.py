@@ -655,4 +655,4 @@ def test_memory_of_a_large_file(large, tmp_path):
     )
     measured = json.loads(run.stdout)
     assert measured["rows"] == ROWS
-    assert measured["bytes_a_row"] < 600, measured
+    assert 50 < measured["bytes_a_row"] < 600, measured  # it does see it
