@@ -88,6 +88,10 @@ def place(page):
     )
 
 
+def slide_id(page, number):
+    return page.locator(".slide").nth(number).get_attribute("id")
+
+
 def arrive(page, number):
     """Wait until a slide is on the screen: browsers scroll when they can."""
     for _ in range(50):
@@ -146,6 +150,25 @@ def test_keys_turn_the_slides(open_deck):
     page.keyboard.press("End")
     slide = page.locator(".slide").last.get_attribute("id")
     assert page.url.endswith(f"#{slide}")
+
+
+def test_no_layout_turns_a_slide_back(open_deck):
+    page = open_deck(DECKS[4])
+    page.mouse.wheel(0, 700)
+    arrive(page, 1)
+    for wanted in range(2, 6):
+        page.keyboard.press("ArrowRight")
+        page.evaluate("document.body.style.color = 'red'")
+        page.wait_for_timeout(50)
+        assert place(page) == wanted
+        assert page.url.endswith(f"#{slide_id(page, wanted)}")
+
+
+def test_focus_is_followed(open_deck):
+    page = open_deck(DECKS[4])
+    slide = page.locator(".slide.answer").last
+    slide.locator("summary").focus()
+    page.wait_for_function(f"location.hash === '#{slide.get_attribute('id')}'")
 
 
 def test_link_to_a_slide_opens_it(open_deck):
