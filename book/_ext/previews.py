@@ -44,7 +44,9 @@ def pages_address(repository: str) -> str:
             f"repository url in _config.yml: {repository!r} is not "
             "https://github.com/owner/name"
         )
-    return f"https://{owner.lower()}.github.io/{name}/"
+    site = f"{owner.lower()}.github.io"
+    # A repository named like its owner's site has its pages at the top of it.
+    return f"https://{site}/" + ("" if name.lower() == site else f"{name}/")
 
 
 def describe(doctree: nodes.document) -> str:

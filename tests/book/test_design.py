@@ -175,6 +175,8 @@ def test_faulty_sentences_are_refused(lines, problem):
     [
         ("https://github.com/Some-One/a_book", "some-one.github.io/a_book/"),
         ("https://github.com/me/x/", "me.github.io/x/"),
+        ("https://github.com/Me/me.github.io", "me.github.io/"),
+        ("https://github.com/me/you.github.io", "me.github.io/you.github.io/"),
     ],
 )
 def test_pages_address_follows_from_the_repository(url, pages):
