@@ -10,9 +10,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 from safetensors.torch import load as load_bytes
@@ -23,6 +24,7 @@ from healthgym_utils.schema import Schema
 
 FORMAT = "healthgym-checkpoint"
 FORMAT_VERSION = 1
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -169,6 +171,45 @@ def rebuilding(path: str | os.PathLike) -> Iterator[None]:
             f"{path}: no model can be rebuilt from it: its header or its "
             f"tensors are damaged ({type(error).__name__}: {why})"
         ) from error
+
+
+def settings_of(
+    path: str | os.PathLike, header: dict[str, Any], kind: type[T]
+) -> T:
+    """Rebuild the settings that a model was trained with, all of them.
+
+    Parameters
+    ----------
+    path : path
+        For the message.
+    header : dict
+        As :func:`read_header` returns it.
+    kind : type
+        The dataclass of the settings.
+
+    Raises
+    ------
+    CheckpointError
+        If a setting lacks or is unknown, as in a file of another version of
+        the package: today's default may not be what the model learned with.
+    """
+    stored = header["settings"]
+    names = {field.name for field in fields(kind)}
+    faults = [
+        f"{what} {', '.join(sorted(differing))}"
+        for what, differing in [
+            ("lack", names - {*stored}),
+            ("know", {*stored} - names),
+        ]
+        if differing
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{path}: its settings {' and '.join(faults)}, unlike those of "
+            f"this package; load it with healthgym-utils "
+            f"{header['package_version']}, which saved it"
+        )
+    return kind(**stored)
 
 
 def check(

@@ -1221,7 +1221,7 @@ class Diffusion:
                 f"{given}; build one and pass it as network="
             )
         with checkpoint.rebuilding(path):
-            settings = DiffusionSettings(**header["settings"])
+            settings = checkpoint.settings_of(path, header, DiffusionSettings)
             model = cls(schema, settings, device, network)
             only = header["weights_only"]
             try:

@@ -618,7 +618,7 @@ class WGANGP:
         checkpoint.check(path, header, cls.__name__, schema, HEADER)
         _check_parts(path, header, generator, memory)
         with checkpoint.rebuilding(path):
-            settings = Settings(**header["settings"])
+            settings = checkpoint.settings_of(path, header, Settings)
             model = cls(schema, generator, settings, device, memory)
             for name, network in model._networks().items():
                 weights = training.part(tensors, name)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import healthgym_utils as hg
 from healthgym_utils import checkpoint
 from healthgym_utils.checkpoint import CheckpointError, load, read_header, save
+from healthgym_utils.diffusion import DiffusionSettings
 
 
 @pytest.fixture
@@ -78,3 +80,30 @@ def test_failed_save_keeps_the_old_file(path, monkeypatch):
         save(path, {"w": torch.zeros(2)}, {})
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"patient_jitter": None}, "settings lack patient_jitter, unlike"),
+        ({"patient_noise": 0.1}, "settings know patient_noise, unlike"),
+        (
+            {"patient_jitter": None, "patient_noise": 0.1},
+            "lack patient_jitter and know patient_noise, unlike",
+        ),
+    ],
+)
+def test_settings_of_another_version_are_refused(tmp_path, change, problem):
+    """A default of today may not be what an older model learned with."""
+    path = tmp_path / "v3.safetensors"
+    model = hg.Diffusion(hg.ART_SCHEMA, DiffusionSettings(hidden=16))
+    model.save(path)
+    tensors, header = load(path)
+    for name, value in change.items():
+        header["settings"].pop(name, None)
+        if value is not None:
+            header["settings"][name] = value
+    save(path, tensors, header)
+    with pytest.raises(CheckpointError, match=problem) as refusal:
+        hg.Diffusion.load(path, hg.ART_SCHEMA)
+    assert f"healthgym-utils {header['package_version']}" in str(refusal.value)
