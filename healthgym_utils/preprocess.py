@@ -19,6 +19,9 @@ from healthgym_utils.sequences import to_sequences
 # Added to a value before Box-Cox, so that a viral load of zero has a
 # logarithm; the published series uses the same.
 EPSILON = 1e-3
+# Of lambda. Where the likelihood is flat, releases of SciPy differ in the
+# eighth; rounded, the same patients have the same scaled values in all.
+DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Scaling:
         power = None
         if feature.transform == "boxcox":
             _, power = stats.boxcox(values + EPSILON)
-            power = float(power)
+            power = round(float(power), DECIMALS)
         powered = cls(power, 0.0, 1.0).forward(values)
         low = float(powered.min())
         return cls(power, low, float(powered.max()) - low)
