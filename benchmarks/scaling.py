@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 import torch.distributed as dist
+from load_csv import peak
 from torch.utils.flop_counter import FlopCounterMode
 
 import healthgym_utils as hg
@@ -70,7 +71,11 @@ COPIES = 4  # of the weights in a checkpoint: they, their mean, Adam's two
 
 
 class Run(NamedTuple):
-    """What processes printed, a line each, and the peak of the largest."""
+    """What processes printed, a line each, and the peak of the largest.
+
+    Each process says its own: the system counts for a new one what the one
+    that started it had.
+    """
 
     figures: list[list[float]]
     megabytes: float
@@ -85,21 +90,24 @@ def child(what: str, argument: str | Path, layout: str = "") -> Run:
         "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1",
     }
-    with subprocess.Popen(
+    done = subprocess.run(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
-    ) as process:
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    )
+    if done.returncode:
         raise SystemExit(f"this failed: {' '.join(map(str, command))}")
-    # Linux counts in kilobytes, macOS in bytes.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    figures = [[*map(float, line.split())] for line in output.splitlines()]
-    return Run(figures, usage.ru_maxrss / unit)
+    lines = [[*map(float, line.split())] for line in done.stdout.splitlines()]
+    figures = [figures for *figures, _ in lines]
+    return Run(figures, max(line[-1] for line in lines) / 2**20)
+
+
+def say(*figures: float) -> None:
+    """Print figures and this process's peak; whole lines, for all write."""
+    line = " ".join(map(str, [*figures, peak()]))
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def write_cohort(path: Path, patients: int) -> None:
@@ -128,7 +136,7 @@ def train(path: str) -> None:
         clock = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             fit(model, data, BATCH, 1, state)
-    sys.stdout.write(f"{model.seconds} {time.process_time() - clock}\n")
+    say(model.seconds, time.process_time() - clock)
     dist.destroy_process_group()
 
 
@@ -140,7 +148,7 @@ def stream(path: str) -> None:
     started, clock = time.perf_counter(), time.process_time()
     months = sum(length for _, length in data)
     assert months == cohort.rows
-    print(time.perf_counter() - started, time.process_time() - clock)
+    say(time.perf_counter() - started, time.process_time() - clock)
 
 
 def whole(path: str) -> None:
@@ -149,7 +157,7 @@ def whole(path: str) -> None:
     prep = hg.Preprocessor(hg.ART_SCHEMA).fit(table)
     started, clock = time.perf_counter(), time.process_time()
     prep.transform(pd.read_parquet(path))
-    print(time.perf_counter() - started, time.process_time() - clock)
+    say(time.perf_counter() - started, time.process_time() - clock)
 
 
 def updates(width: str) -> None:
@@ -168,7 +176,7 @@ def updates(width: str) -> None:
         clocks.append(time.process_time() - clock)
     size = sum(p.numel() for p in model.network.parameters())
     seconds = statistics.median(clocks) / BATCH
-    print(seconds, counter.get_total_flops() / BATCH, size)
+    say(seconds, counter.get_total_flops() / BATCH, size)
 
 
 CHILDREN = {

@@ -6,7 +6,7 @@ import sys
 # has to run where the packages below are missing.
 if sys.argv[:1] != ["-m"]:
     from healthgym_utils import baselines, metrics, plots, structural
-    from healthgym_utils.data import load_art
+    from healthgym_utils.data import announce, load_art
     from healthgym_utils.diffusion import Diffusion, NoiseSchedule
     from healthgym_utils.gan import (
         WGANGP,
@@ -54,6 +54,7 @@ __all__ = [
     "Schema",
     "TransformerGenerator",
     "UNet1D",
+    "announce",
     "baselines",
     "correlation",
     "curriculum_loaders",

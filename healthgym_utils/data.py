@@ -19,7 +19,7 @@ import pandas as pd
 import pooch
 import requests
 
-from healthgym_utils.runtime import in_colab
+from healthgym_utils.runtime import get_device, in_colab
 from healthgym_utils.schema import ART_FLAGS, ART_FULL_SCHEMA, TableError
 from healthgym_utils.simulate import simulate_art
 
@@ -180,20 +180,62 @@ def decode_table(raw: pd.DataFrame) -> pd.DataFrame:
     return tidy.reset_index(drop=True)
 
 
+def announce(source: str | os.PathLike, seconds: int) -> str | Path:
+    """Say in one line what a notebook runs on; each begins with it.
+
+    The models of the notebooks stay on the CPU, GPU or not, so that results
+    can be held against those of the book.
+
+    Parameters
+    ----------
+    source : str or path
+        As for :func:`load_art`.
+    seconds : int
+        What the notebook takes on two CPU cores.
+
+    Returns
+    -------
+    str or path
+        The source that "auto" stands for here, or the one that was given;
+        give it to :func:`load_art`.
+
+    Raises
+    ------
+    DataError
+        If the source is unknown.
+    """
+    choice = _settle(source)
+    device = "CPU"
+    if get_device().type != "cpu":
+        device += " (no need of the GPU)"
+    print(f"{_words(choice)} | Device: {device} | About {seconds} seconds")
+    return choice
+
+
 def _choose(source: str | os.PathLike) -> str | Path:
     """Settle on "figshare", "simulated" or a path; "auto" says on which."""
+    choice = _settle(source)
+    if isinstance(source, str) and source == "auto":
+        print(_words(choice))
+    return choice
+
+
+def _settle(source: str | os.PathLike) -> str | Path:
+    """Replace "auto" by what it stands for here, and refuse the unknown."""
     if not isinstance(source, str) or source != "auto":
         return _known(source)
-    choice = "figshare" if in_colab() else "simulated"
     wish = os.environ.get("HEALTHGYM_ART_SOURCE", "auto")
     if wish not in ("", "auto"):
-        choice = _known(wish, " in HEALTHGYM_ART_SOURCE")
+        return _known(wish, " in HEALTHGYM_ART_SOURCE")
+    return "figshare" if in_colab() else "simulated"
+
+
+def _words(choice: str | Path) -> str:
     words = {
         "figshare": "published data, from figshare",
         "simulated": "simulated stand-in, not the published data",
     }
-    print(f"Cohort: {words.get(choice, f'local file {choice}')}")
-    return choice
+    return f"Cohort: {words.get(choice, f'local file {choice}')}"
 
 
 def _known(source: str | os.PathLike, where: str = "") -> str | Path:

@@ -105,6 +105,42 @@ def test_parameters_cell(notebook):
     assert 'DATA_SOURCE = "auto"' in cell.source
 
 
+def test_first_line_says_cohort_device_and_time(notebook):
+    lines = "".join(
+        output.get("text", "")
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+    )
+    said = re.match(r"Cohort: .+ \| Device: CPU \| (About .+)\n", lines)
+    assert said, lines[:200]
+    assert (
+        section(notebook.cells[0].source, "Time")
+        .strip()
+        .startswith(said.group(1))
+    )
+
+
+def test_everything_random_is_seeded_before_it_is_drawn(notebook):
+    cells = code_cells(notebook)
+    (first,) = (c for c in cells if "import healthgym_utils as hg" in c.source)
+    assert cells.index(first) == 2
+    assert "hg.seed_everything(SEED)" in first.source
+
+
+def test_training_has_one_thread(notebook):
+    """Sums of more are in another order, and differ in their last bits."""
+    source = "\n".join(cell.source for cell in code_cells(notebook))
+    if re.search(r"\.backward\(|WGANGP\(|load_pretrained\(", source):
+        assert "\ntorch.set_num_threads(1)" in code_cells(notebook)[2].source
+
+
+def test_measured_times_are_not_compared(notebook):
+    """What is tagged keeps its output; a comparison with it would fail."""
+    for cell in tagged(notebook, "timing"):
+        assert MARK not in cell.source
+        assert cell.outputs
+
+
 def test_cells_are_small(notebook):
     cells = code_cells(notebook)
     assert 20 <= len(cells) <= 40
@@ -140,8 +176,8 @@ def test_executed_in_order_without_errors(notebook):
             assert output.get("name") != "stderr", output.text
 
 
-def test_outputs_are_current_and_clean(path):
-    assert problems(path) == []
+def test_outputs_are_current_and_clean(notebook):
+    assert problems(notebook) == []
 
 
 def texts_of(cell):

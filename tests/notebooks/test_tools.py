@@ -150,9 +150,9 @@ def small_notebook(tmp_path):
 
 
 def test_run_executes_strips_and_hashes(small_notebook):
-    assert tools.problems(small_notebook)
+    assert tools.problems(tools.read(small_notebook))
     tools.run(small_notebook)
-    assert tools.problems(small_notebook) == []
+    assert tools.problems(tools.read(small_notebook)) == []
     made = tools.read(small_notebook)
     assert [c.execution_count for c in made.cells] == [1, 2]
     assert made.cells[1].outputs[0].text == "once\n"
@@ -162,12 +162,38 @@ def test_run_executes_strips_and_hashes(small_notebook):
     assert small_notebook.read_bytes() == first
 
 
+def test_times_are_kept_while_the_code_is_the_same(small_notebook):
+    made = tools.read(small_notebook)
+    clock = nbformat.v4.new_code_cell(
+        "import time\nprint(time.perf_counter_ns())",
+        metadata={"tags": ["timing"]},
+    )
+    made.cells.append(clock)
+    nbformat.write(made, small_notebook)
+
+    def run():
+        tools.run(small_notebook)
+        return tools.read(small_notebook).cells[2].outputs[0].text
+
+    took = run()
+    assert run() == took
+    made = tools.read(small_notebook)
+    made.cells[2].outputs = []
+    nbformat.write(made, small_notebook)
+    anew = run()
+    assert anew != took
+    made = tools.read(small_notebook)
+    made.cells[0].source = "2 / 2"
+    nbformat.write(made, small_notebook)
+    assert run() != anew
+
+
 def test_changed_code_is_found(small_notebook):
     tools.run(small_notebook)
     made = tools.read(small_notebook)
     made.cells[1].source += "  # changed"
     nbformat.write(made, small_notebook)
-    assert tools.problems(small_notebook) == [
+    assert tools.problems(tools.read(small_notebook)) == [
         "outputs are older than the code"
     ]
 

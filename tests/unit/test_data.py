@@ -15,11 +15,12 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 from raw_format import RAW_CODES, RAW_NAMES, to_raw
 
 from healthgym_utils import data
-from healthgym_utils.data import DataError, decode_table, load_art
+from healthgym_utils.data import DataError, announce, decode_table, load_art
 from healthgym_utils.schema import ART_FULL_SCHEMA
 from healthgym_utils.simulate import simulate_art
 
@@ -457,6 +458,30 @@ def test_auto_outside_colab_is_simulated(capsys):
     assert_frame_equal(table, simulate_art(3))
     out = capsys.readouterr().out
     assert out == "Cohort: simulated stand-in, not the published data\n"
+
+
+def test_announcement_says_cohort_device_and_time(capsys, monkeypatch):
+    assert announce("auto", 50) == "simulated"
+    assert capsys.readouterr().out == (
+        "Cohort: simulated stand-in, not the published data | "
+        "Device: CPU | About 50 seconds\n"
+    )
+    monkeypatch.setattr(data, "get_device", lambda: torch.device("cuda"))
+    assert announce("mine.csv", 90) == Path("mine.csv")
+    assert capsys.readouterr().out == (
+        "Cohort: local file mine.csv | "
+        "Device: CPU (no need of the GPU) | About 90 seconds\n"
+    )
+
+
+def test_announcement_in_colab_is_of_what_is_loaded(colab, capsys):
+    assert announce("auto", 50) == "figshare"
+    assert "published data, from figshare | " in capsys.readouterr().out
+
+
+def test_announcement_refuses_an_unknown_source():
+    with pytest.raises(DataError, match="unknown source"):
+        announce("nowhere", 50)
 
 
 def test_auto_in_colab_is_figshare(colab, small, server, capsys, small_is_all):
