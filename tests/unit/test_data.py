@@ -143,7 +143,7 @@ def hang(body=b""):
         if body:
             answer(body, length=10 * len(body))(handler)
             handler.wfile.flush()
-        handler.server.over.wait(20)
+        handler.server.over.wait(60)
 
     return send
 
@@ -352,17 +352,24 @@ def test_interrupt_leaves_nothing(small, server, tmp_path):
     server.answer = hang(small[1] * 40)
     cache = tmp_path / "cache"
     seen = []
+    over = threading.Event()
 
     def interrupt():
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline and not part_of_a_file(cache):
             time.sleep(0.02)
         seen.append(part_of_a_file(cache))
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        # Again, as people do: Python drops what reaches a finaliser.
+        while not over.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            over.wait(1)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        load_art("figshare", cache=cache)
+        try:
+            load_art("figshare", cache=cache)
+        finally:
+            over.set()
     assert seen == [True]
     assert_nothing_cached(cache)
 
@@ -377,7 +384,7 @@ def test_kill_leaves_no_cached_file(small, server, tmp_path, small_is_all):
     )
     command = [sys.executable, "-c", code, server.url, str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 50
         while time.monotonic() < deadline and not part_of_a_file(tmp_path):
             time.sleep(0.02)
         process.kill()
