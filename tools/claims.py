@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import nbformat
@@ -48,17 +47,14 @@ def measure(path: Path, seed: int) -> dict[str, float]:
     lines += [f"claimed_[{says!r}] = float({value})" for says, value in pairs]
     lines.append(f"print({MARK!r} + json_.dumps(claimed_))")
     notebook.cells.append(nbformat.v4.new_code_cell("\n".join(lines)))
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / path.name
-        nbformat.write(notebook, source)
-        ran = papermill.execute_notebook(
-            source,
-            None,
-            {"SEED": seed},
-            cwd=NOTEBOOKS,
-            kernel_name="python3",
-            progress_bar=False,
-        )
+    ran = papermill.execute_notebook(
+        notebook,
+        None,
+        {"SEED": seed},
+        cwd=NOTEBOOKS,
+        kernel_name="python3",
+        progress_bar=False,
+    )
     said = "".join(o.get("text", "") for o in ran.cells[-1].outputs)
     return json.loads(said.partition(MARK)[2])
 
