@@ -53,7 +53,7 @@ PAGE = ROOT / "book" / "growing.md"
 CPU = torch.device("cpu")
 MONTHS = 60
 GROUP = 256  # patients a row group
-BATCH = 64
+BATCHES = (64, 256)  # of all processes together; the first is v3's
 TIMES = 8  # how much larger the larger file is
 WIDTHS = (64, 256)  # of the network: ours, and the published v3's
 LAYOUTS = {"1 process": 1, "2 processes": 2}  # of one thread each
@@ -81,11 +81,12 @@ class Run(NamedTuple):
     megabytes: float
 
 
-def child(what: str, argument: str | Path, layout: str = "") -> Run:
+def child(what: str, *arguments: str, layout: str = "") -> Run:
     """Measure in processes of their own, that their memory be their own."""
     launcher = ["-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", str(LAYOUTS.get(layout))]
-    command = [*launcher * bool(layout), __file__, "--child", what, argument]
+    command = [*launcher * bool(layout), __file__]
+    command += ["--child", what, *arguments]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1",
@@ -97,7 +98,7 @@ def child(what: str, argument: str | Path, layout: str = "") -> Run:
         env=environment,
     )
     if done.returncode:
-        raise SystemExit(f"this failed: {' '.join(map(str, command))}")
+        raise SystemExit(f"this failed: {' '.join(command)}")
     lines = [[*map(float, line.split())] for line in done.stdout.splitlines()]
     figures = [figures for *figures, _ in lines]
     return Run(figures, max(line[-1] for line in lines) / 2**20)
@@ -124,7 +125,7 @@ def write_cohort(path: Path, patients: int) -> None:
     writer.close()
 
 
-def train(path: str) -> None:
+def train(path: str, batch: str) -> None:
     """Train one epoch, and print seconds by the clock and the processor."""
     dist.init_process_group("gloo")
     cohort = ParquetCohort([path], hg.ART_SCHEMA)
@@ -135,7 +136,7 @@ def train(path: str) -> None:
         data = ParquetPatients(cohort, prep, MONTHS, rank=rank, ranks=ranks)
         clock = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            fit(model, data, BATCH, 1, state)
+            fit(model, data, int(batch), 1, state)
     say(model.seconds, time.process_time() - clock)
     dist.destroy_process_group()
 
@@ -164,9 +165,9 @@ def updates(width: str) -> None:
     """Print processor seconds and operations a patient, and parameters."""
     settings = DiffusionSettings(hidden=int(width))
     model = hg.Diffusion(hg.ART_SCHEMA, settings, CPU)
-    cohort = hg.simulate_art(BATCH)
+    cohort = hg.simulate_art(BATCHES[0])
     x = hg.Preprocessor(hg.ART_SCHEMA).fit(cohort).transform(cohort)
-    lengths = torch.full((BATCH,), MONTHS)
+    lengths = torch.full((BATCHES[0],), MONTHS)
     with FlopCounterMode(display=False) as counter:
         model.train_step(x, lengths)
     clocks = []
@@ -175,8 +176,8 @@ def updates(width: str) -> None:
         model.train_step(x, lengths)
         clocks.append(time.process_time() - clock)
     size = sum(p.numel() for p in model.network.parameters())
-    seconds = statistics.median(clocks) / BATCH
-    say(seconds, counter.get_total_flops() / BATCH, size)
+    seconds = statistics.median(clocks) / BATCHES[0]
+    say(seconds, counter.get_total_flops() / BATCHES[0], size)
 
 
 CHILDREN = {
@@ -187,9 +188,9 @@ CHILDREN = {
 }
 
 
-def training(path: Path, layout: str) -> dict[str, float]:
+def training(path: Path, layout: str, batch: int) -> dict[str, float]:
     """Train a new model for an epoch."""
-    run = child("train", path, layout)
+    run = child("train", str(path), str(batch), layout=layout)
     seconds, clocks = zip(*run.figures, strict=True)
     patients = pq.read_metadata(path).num_rows / MONTHS
     return {
@@ -201,7 +202,7 @@ def training(path: Path, layout: str) -> dict[str, float]:
 
 def reading(path: Path, way: str) -> dict[str, float]:
     """Read a file in one of two ways."""
-    run = child(way, path)
+    run = child(way, str(path))
     ((seconds, clock),) = run.figures
     rows = pq.read_metadata(path).num_rows
     return {
@@ -222,6 +223,7 @@ def median(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 def measure(patients: int, rounds: int) -> dict[str, Any]:
     """Measure everything by turns; plain JSON types."""
+    load = round(os.getloadavg()[1], 1)  # of others: we have not begun
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small, large = folder / "small.parquet", folder / "large.parquet"
@@ -232,11 +234,16 @@ def measure(patients: int, rounds: int) -> dict[str, Any]:
             f"streamed, {TIMES * patients:,} patients": (large, "stream"),
             f"whole, {TIMES * patients:,} patients": (large, "whole"),
         }
-        trained: dict[str, list] = {layout: [] for layout in LAYOUTS}
+        layouts = {
+            f"{layout}, batch of {batch}": (layout, batch)
+            for batch in BATCHES
+            for layout in LAYOUTS
+        }
+        trained: dict[str, list] = {name: [] for name in layouts}
         read: dict[str, list] = {way: [] for way in ways}
         for _ in range(rounds):
-            for layout in LAYOUTS:
-                trained[layout].append(training(small, layout))
+            for name, (layout, batch) in layouts.items():
+                trained[name].append(training(large, layout, batch))
             for way, (path, kind) in ways.items():
                 read[way].append(reading(path, kind))
         table = pd.read_parquet(small)
@@ -252,7 +259,7 @@ def measure(patients: int, rounds: int) -> dict[str, Any]:
         }
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "load": round(os.getloadavg()[1], 1),
+        "load": load,
         "torch": torch.__version__,
         "patients": patients,
         "rounds": rounds,
@@ -275,7 +282,7 @@ def measured_table(measured: dict[str, Any]) -> str:
     training = [
         [
             layout,
-            f"{m['patients_a_second']:.0f}",
+            f"{m['patients_a_second']:,.0f}",
             f"{m['processor_ms']:.2f}",
             f"{m['megabytes']:.0f}",
         ]
@@ -296,10 +303,10 @@ def measured_table(measured: dict[str, Any]) -> str:
         [
             f"<!-- measured: {json.dumps(measured)} -->",
             f"{how}, {measured['machine']}, torch {measured['torch']}. The "
-            f"load average was {measured['load']}.",
+            f"load average was {measured['load']} before.",
             markdown(
                 [
-                    f"training, batch of {BATCH}",
+                    "training",
                     "patients a second",
                     "processor ms a patient",
                     "peak MB of a process",
@@ -394,11 +401,11 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        what, argument = options.child
-        CHILDREN[what](argument)
+        what, *arguments = options.child
+        CHILDREN[what](*arguments)
         return
     measured = measure(options.patients, options.rounds)
     tables = {
