@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors
+import torch
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from healthgym_utils.schema import Schema
 
@@ -210,6 +211,49 @@ def settings_of(
             f"{header['package_version']}, which saved it"
         )
     return kind(**stored)
+
+
+def check_weights(
+    path: str | os.PathLike,
+    name: str,
+    make: Callable[[], nn.Module],
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Refuse weights that a network would not take, before it is made.
+
+    A damaged header can ask for a network larger than memory, and making it
+    would then end the process. So its shapes are found on PyTorch's meta
+    device, which holds no numbers.
+
+    Parameters
+    ----------
+    path : path
+        For the message.
+    name : str
+        Of the network, for the message.
+    make : callable
+        Makes the network.
+    weights : dict of str to Tensor
+        What the file has for it.
+
+    Raises
+    ------
+    CheckpointError
+        Naming a tensor that lacks, is unknown or has another shape.
+    """
+    with torch.device("meta"):
+        state = make().state_dict()
+    wanted, stored = (
+        {key: list(tensor.shape) for key, tensor in tensors.items()}
+        for tensors in (state, weights)
+    )
+    for key in [*wanted, *stored]:
+        if wanted.get(key) != stored.get(key):
+            raise CheckpointError(
+                f"{path}: its {name} is of another architecture: shape of "
+                f"{key}: {stored.get(key)} in the file, {wanted.get(key)} by "
+                "its settings"
+            )
 
 
 def check(

@@ -41,6 +41,7 @@ TARGETS = ("noise", "x0", "v")
 CLASS_LOSSES = ("mse", "cross_entropy")
 SAMPLERS = ("ddpm", "ddim")
 SPACINGS = ("trailing", "leading")
+MAX_STEPS = 1_000_000  # more are a slip, and take long to lay out
 HEADER = training.PROGRESS | {"network", "weights_only"}
 ROUNDS = 8  # of samples that a calibration looks at
 SHARPNESS_GAIN = 0.5  # log sharpness a log rate, as moved the trained v3
@@ -297,7 +298,7 @@ class DiffusionSettings:
     Parameters
     ----------
     steps : int
-        Steps of the schedule, T.
+        Steps of the schedule, T, a million or less.
     schedule : {"cosine", "linear"}
     beta_min, beta_max : float
         Of the linear schedule.
@@ -395,6 +396,10 @@ class DiffusionSettings:
         check_choice("target", self.target, TARGETS)
         check_choice("categorical_loss", self.categorical_loss, CLASS_LOSSES)
         check_choice("limit", self.limit, LIMITS)
+        if not self.steps <= MAX_STEPS:
+            raise ValueError(
+                f"steps is {MAX_STEPS:,} or less, got {self.steps:,}"
+            )
         timesteps(self.steps, self.sampling_steps, self.spacing)
         if self.target == "noise" and self.zero_terminal:
             raise ValueError(
@@ -454,6 +459,35 @@ class DiffusionSettings:
         else:
             plain = NoiseSchedule.cosine(self.steps)
         return plain.zero_terminal_snr() if self.zero_terminal else plain
+
+
+def _parts(
+    schema: Schema, settings: DiffusionSettings
+) -> tuple[Schema, Schema | None]:
+    """Split features into those diffused, and those given with each row."""
+    statics = []
+    if settings.condition_on_statics:
+        statics = [feature.name for feature in schema.statics]
+    rest = [name for name in schema.names if name not in statics]
+    if not rest:
+        raise ValueError(
+            f"{schema.name}: all features are static, which leaves "
+            "nothing to diffuse; set condition_on_statics=False"
+        )
+    return schema.subset(rest), schema.subset(statics) if statics else None
+
+
+def _unet(schema: Schema, settings: DiffusionSettings) -> UNet1D:
+    """Make the network that settings ask for."""
+    dynamic, static = _parts(schema, settings)
+    return UNet1D(
+        dynamic,
+        settings.hidden,
+        settings.time_width,
+        settings.levels,
+        static.width if static else 0,
+        settings.dropout,
+    )
 
 
 class Diffusion:
@@ -523,14 +557,7 @@ class Diffusion:
         # Weights follow the seed, and nobody else's random numbers move.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
-            self.network = network or UNet1D(
-                self.dynamic,
-                s.hidden,
-                s.time_width,
-                s.levels,
-                len(self.static_columns),
-                s.dropout,
-            )
+            self.network = network or _unet(schema, s)
         # Without dropout, but for the moment of a training step.
         self.network.to(self.device).eval()
         self.average = self.network
@@ -569,17 +596,7 @@ class Diffusion:
 
     def _split_features(self) -> None:
         """Find which columns are diffused, and how each is predicted."""
-        statics = []
-        if self.settings.condition_on_statics:
-            statics = [feature.name for feature in self.schema.statics]
-        rest = [name for name in self.schema.names if name not in statics]
-        if not rest:
-            raise ValueError(
-                f"{self.schema.name}: all features are static, which leaves "
-                "nothing to diffuse; set condition_on_statics=False"
-            )
-        self.dynamic = self.schema.subset(rest)
-        self.static = self.schema.subset(statics) if statics else None
+        self.dynamic, self.static = _parts(self.schema, self.settings)
         index = self.schema.columns.index
         self.dynamic_columns = [index(c) for c in self.dynamic.columns]
         self.static_columns = [
@@ -1222,8 +1239,15 @@ class Diffusion:
             )
         with checkpoint.rebuilding(path):
             settings = checkpoint.settings_of(path, header, DiffusionSettings)
-            model = cls(schema, settings, device, network)
             only = header["weights_only"]
+            if network is None:
+                checkpoint.check_weights(
+                    path,
+                    "network",
+                    partial(_unet, schema, settings),
+                    training.part(tensors, "network"),
+                )
+            model = cls(schema, settings, device, network)
             try:
                 for name, part in model._networks().items():
                     weights = training.part(

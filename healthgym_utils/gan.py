@@ -340,8 +340,9 @@ class WGANGP:
         # Weights follow the seed, and nobody else's random numbers move.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
-            self.generator = generator or Generator(schema, s.latent, s.hidden)
-            self.critic = Critic(schema, s.hidden)
+            own = _own_networks(schema, s)
+            self.generator = generator or own["generator"]()
+            self.critic = own["critic"]()
         self.memory = memory
         for network in self._networks().values():
             network.to(self.device)
@@ -619,6 +620,12 @@ class WGANGP:
         _check_parts(path, header, generator, memory)
         with checkpoint.rebuilding(path):
             settings = checkpoint.settings_of(path, header, Settings)
+            own = _own_networks(schema, settings)
+            if generator is not None:
+                del own["generator"]
+            for name, make in own.items():
+                weights = training.part(tensors, name)
+                checkpoint.check_weights(path, name, make, weights)
             model = cls(schema, generator, settings, device, memory)
             for name, network in model._networks().items():
                 weights = training.part(tensors, name)
@@ -639,6 +646,18 @@ class WGANGP:
         if self.memory is not None:
             networks["memory"] = self.memory
         return networks
+
+
+def _own_networks(
+    schema: Schema, settings: Settings
+) -> dict[str, Callable[[], nn.Module]]:
+    """Say how the networks are made that settings ask for."""
+    return {
+        "generator": partial(
+            Generator, schema, settings.latent, settings.hidden
+        ),
+        "critic": partial(Critic, schema, settings.hidden),
+    }
 
 
 def _check_parts(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from healthgym_utils import checkpoint
+from healthgym_utils import checkpoint, training
 from healthgym_utils.diffusion import Diffusion, DiffusionSettings
 from healthgym_utils.gan import WGANGP, Settings, TransformerGenerator
 from healthgym_utils.memory import LatentMemory
@@ -156,5 +157,8 @@ def rebuild(
         generator = TransformerGenerator(schema)
     if header.get("memory"):
         with checkpoint.rebuilding(path):
-            memory = LatentMemory(schema, **header["memory"])
+            make = partial(LatentMemory, schema, **header["memory"])
+            weights = training.part(checkpoint.load(path)[0], "memory")
+            checkpoint.check_weights(path, "memory", make, weights)
+            memory = make()
     return WGANGP.load(path, schema, generator, device, memory)

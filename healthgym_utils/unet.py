@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from healthgym_utils.schema import Schema
 
 GROUPS = 8  # of every GroupNorm (Wu & He 2018), as published
+MAX_LEVELS = 16  # which halve 65,536 months
 
 
 class ResBlock1D(nn.Module):
@@ -72,9 +73,9 @@ class UNet1D(nn.Module):
     time_width : int
         Width of the embedding of the step, an even number.
     levels : int
-        How often the months are halved. Any length from ``2**levels`` on
-        works; an odd length loses a month by halving, which zero padding
-        puts back on the way up.
+        How often the months are halved, 1 to 16 times. Any length from
+        ``2**levels`` on works; an odd length loses a month by halving, which
+        zero padding puts back on the way up.
     condition : int
         Width of a vector that is known of each patient and added to the
         embedding; 0 for none.
@@ -109,8 +110,8 @@ class UNet1D(nn.Module):
             raise ValueError(
                 f"time_width is an even number from 4, got {time_width}"
             )
-        if levels < 1:
-            raise ValueError(f"levels is 1 or more, got {levels}")
+        if not 1 <= levels <= MAX_LEVELS:
+            raise ValueError(f"levels is 1 to {MAX_LEVELS}, got {levels}")
         self.levels = levels
         self.time_width = time_width
         self.time = _two_layers(time_width, time_width, time_width)

@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 import test_data
 import torch
+from cohorts import MADE_UP
 from load_csv import write_csv
 from pandas.testing import assert_frame_equal
 from raw_format import to_raw
@@ -31,10 +32,14 @@ from test_data import (
     refusal_of,
     refused_download,
 )
+from test_diffusion import tiny
+from test_memory import small_memory
+from training import small_model
 
 from healthgym_utils import checkpoint, data
 from healthgym_utils.checkpoint import CheckpointError
 from healthgym_utils.data import DataError, decode_table, load_art
+from healthgym_utils.pretrained import rebuild
 
 own_surroundings = test_data.own_surroundings
 server, small = test_data.server, test_data.small
@@ -467,6 +472,37 @@ def test_strange_checkpoint(case, tmp_path):
         message.encode()  # so that it can be printed
         assert str(path) in message and len(message) < 1000
     assert time.monotonic() - start < 5
+
+
+GREEDY = {
+    "v1, hidden": ("v1", "settings", {"hidden": 10**7}, "its generator is"),
+    "v1, latent": ("v1", "settings", {"latent": 10**9}, "its generator is"),
+    "v2, capacity": ("v2", "memory", {"capacity": 10**12}, "its memory is"),
+    "v2, hidden": ("v2", "memory", {"hidden": 10**7}, "its memory is"),
+    "v3, hidden": ("v3", "settings", {"hidden": 8 * 10**6}, "its network is"),
+    "v3, time": ("v3", "settings", {"time_width": 10**8}, "its network is"),
+    "v3, levels": ("v3", "settings", {"levels": 10**9}, "levels is 1 to 16"),
+    "v3, steps": ("v3", "settings", {"steps": 10**10}, "steps is 1,000,000"),
+}
+
+
+@pytest.mark.parametrize("case", GREEDY)
+def test_header_that_asks_for_more_than_memory(case, tmp_path):
+    """Refused by the sizes, and not because the memory was not to be had."""
+    kind, part, change, why = GREEDY[case]
+    model = {
+        "v1": small_model,
+        "v2": lambda: small_model(memory=small_memory()),
+        "v3": tiny,
+    }[kind]()
+    path = tmp_path / "m.safetensors"
+    model.save(path)
+    rebuild(path, MADE_UP)
+    tensors, header = checkpoint.load(path)
+    header[part] |= change
+    checkpoint.save(path, tensors, header)
+    with pytest.raises(CheckpointError, match=why):
+        rebuild(path, MADE_UP)
 
 
 def test_last_of_equal_names_counts(tmp_path):
