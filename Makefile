@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test quicktest lint notebooks claims colab matrix bench sampling ablation scoreboard cover slides solutions workshop train ship stamp clean
+.PHONY: help book test quicktest lint notebooks claims colab matrix fuzz bench sampling ablation scoreboard cover slides solutions workshop train ship stamp clean
 .PHONY: matrix-oldest matrix-newest
 
 help: ## Show this list
@@ -58,6 +58,17 @@ matrix-oldest matrix-newest: $(READY)
 		--constraint _build/$@/versions.txt --editable ".[book,test]"
 	_build/$@/bin/python -m pytest tests/unit -n 2 -m "not slow"
 	_build/$@/bin/python -m pytest tests/notebooks/test_papermill.py -n 2
+
+FUZZ_SECONDS ?= 60
+
+# atheris is for nothing else, and is kept out of the lock and of .venv.
+fuzz: $(READY) ## Look for bytes that break our readers (FUZZ_SECONDS=600)
+	$(BIN)/python -m pip install --quiet --target _build/atheris --upgrade \
+		atheris==3.0.0
+	for reader in table checkpoint header; do \
+		PYTHONPATH=_build/atheris:tests:tools:benchmarks $(BIN)/python \
+			tests/unit/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) || exit; \
+	done
 
 # glibc hands large blocks back to the system after each use; the page faults
 # of getting them again take a sixth of a training step. These keep them.

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from raw_format import RAW_NAMES, to_raw
 from test_diffusion import AGE, loader_of, tiny
 from test_faults import GOOD, file_of, metadata
+from test_memory import small_memory
 from training import CPU, small_loaders, small_model
 
 from healthgym_utils import checkpoint
@@ -90,10 +91,8 @@ def is_right(table):
     return months.equals(table["Timestep"].rename(None))
 
 
-@fuzz
-@given(content=damaged(CSV, TOKENS), suffix=st.sampled_from(["csv", "csv.gz"]))
-def test_damaged_csv(content, suffix, folder):
-    path = folder / f"cohort.{suffix}"
+def read_table_or_refuse(path, content):
+    """Bytes are a right table, or our error names the file."""
     path.write_bytes(content)
     try:
         table = load_art(path)
@@ -101,6 +100,12 @@ def test_damaged_csv(content, suffix, folder):
         assert str(path) in str(refusal)
     else:
         assert is_right(table)
+
+
+@fuzz
+@given(content=damaged(CSV, TOKENS), suffix=st.sampled_from(["csv", "csv.gz"]))
+def test_damaged_csv(content, suffix, folder):
+    read_table_or_refuse(folder / f"cohort.{suffix}", content)
 
 
 @fuzz
@@ -161,9 +166,7 @@ def test_any_cell(column, row, value, whole_column):
 # Checkpoints ----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def whole(folder):
-    path = folder / "whole.safetensors"
+def whole_checkpoint(path):
     tensors = {
         "w": torch.arange(6.0).reshape(2, 3),
         "half": torch.zeros(2, dtype=torch.float16),
@@ -171,6 +174,18 @@ def whole(folder):
     }
     checkpoint.save(path, tensors, {"history": {"loss": [1.0, float("nan")]}})
     return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return whole_checkpoint(folder / "whole.safetensors")
+
+
+def mended(content):
+    """Let the length of the header be right, to get past it."""
+    end = max(8, content.rfind(b"}") + 1)
+    end += len(content[end:]) - len(content[end:].lstrip(b" "))  # padding
+    return (end - 8).to_bytes(8, "little") + content[8:]
 
 
 def read_or_refuse(path, content):
@@ -194,13 +209,16 @@ JSON_TOKENS = [
 ]
 
 
+def test_a_whole_file_needs_no_mending(whole):
+    assert mended(whole) == whole
+
+
 @fuzz
 @given(data=st.data())
 def test_damaged_checkpoint(data, whole, folder):
     content = data.draw(damaged([whole], JSON_TOKENS))
-    if data.draw(st.booleans()):  # mend the length, to get past it
-        size = max(0, content.rfind(b"}") + 1 - 8)
-        content = size.to_bytes(8, "little") + content[8:]
+    if data.draw(st.booleans()):
+        content = mended(content)
     read_or_refuse(folder / "damaged.safetensors", content)
 
 
@@ -244,11 +262,12 @@ def test_any_description(tensors, length, folder):
     read_or_refuse(folder / "described.safetensors", content)
 
 
-# Large ones could ask for a network larger than memory.
-small_values = (
+settings_values = (
     st.none()
     | st.booleans()
     | st.integers(-2, 40)
+    | st.integers(1, 10**7).map(lambda n: 8 * n)  # widths of terabytes
+    | st.sampled_from([2**31, 10**12, 2**63])
     | st.floats(-2, 2)
     | st.sampled_from(["x", [], [1], {}, {"a": 1}, float("nan")])
 )
@@ -285,22 +304,35 @@ def test_any_schema_in_a_checkpoint(data):
         assert str(refusal).startswith("m: ")
 
 
-@pytest.fixture(scope="module")
-def trained(folder):
-    """A trained model of each kind, as tensors and header."""
+def trained_models(folder):
+    """Train a small model of each kind; their tensors and headers."""
     table = made_up_table(MADE_UP, 9, 17, seed=0)
     x = Preprocessor(MADE_UP).fit(table).transform(table)
-    gan = small_model()
-    gan.fit(small_loaders(x), epochs=1)
+    gans = [small_model(), small_model(memory=small_memory())]
+    for gan in gans:
+        gan.fit(small_loaders(x), epochs=1)
     diffusion = tiny()
     x[..., AGE] = x[:, :1, AGE]
     diffusion.fit(loader_of(x), 1)
     path = folder / "trained.safetensors"
     held = []
-    for model in (gan, diffusion):
+    for model in (*gans, diffusion):
         model.save(path)
         held.append(checkpoint.load(path))
     return held
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return trained_models(folder)
+
+
+def rebuild_or_refuse(path):
+    """A model comes out, or our error that names the file."""
+    try:
+        rebuild(path, MADE_UP, CPU)
+    except CheckpointError as refusal:
+        assert str(path) in str(refusal)
 
 
 @settings(fuzz, max_examples=max(EXAMPLES // 4, 1))
@@ -309,19 +341,19 @@ def test_any_header_of_a_model(data, trained, folder):
     """One value of the header, or one tensor, is of any kind or is gone."""
     tensors, header = data.draw(st.sampled_from(trained))
     tensors, header = dict(tensors), json.loads(json.dumps(header))
-    what = data.draw(st.sampled_from(["header", "settings", "tensor"]))
+    whats = ["header", "settings", "tensor"]
+    if header.get("memory"):
+        whats.append("memory")
+    what = data.draw(st.sampled_from(whats))
     if what == "tensor":
         name = data.draw(st.sampled_from(sorted(tensors)))
         tensors.pop(name)
         if data.draw(st.booleans()):
             tensors[name] = torch.zeros(data.draw(st.integers(0, 3)))
     else:
-        part = header if what == "header" else header["settings"]
+        part = header if what == "header" else header[what]
         name = data.draw(st.sampled_from(sorted(part)))
-        part[name] = data.draw(small_values)
+        part[name] = data.draw(settings_values)
     path = folder / "model.safetensors"
     checkpoint.save(path, tensors, header)
-    try:
-        rebuild(path, MADE_UP, CPU)
-    except CheckpointError as refusal:
-        assert str(path) in str(refusal)
+    rebuild_or_refuse(path)
