@@ -52,7 +52,7 @@ matrix-newest: RESOLUTION := highest
 matrix-oldest matrix-newest: $(READY)
 	$(BIN)/python -m venv --clear _build/$@
 	_build/$@/bin/python -m pip install --quiet uv==0.13.9
-	_build/$@/bin/uv pip compile pyproject.toml --quiet \
+	_build/$@/bin/uv pip compile pyproject.toml --extra stream --quiet \
 		--resolution $(RESOLUTION) --output-file _build/$@/versions.txt
 	_build/$@/bin/uv pip install --quiet --python _build/$@ \
 		--constraint _build/$@/versions.txt --editable ".[book,test]"

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -102,19 +103,22 @@ def problems(path: Path, record: dict) -> list[str]:
 
 
 def main() -> None:
-    """Parse the command line and do as it says."""
+    """Measure, say what is not in its band, and fail if anything is not."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", help="such as 08 12")
     os.environ["TQDM_DISABLE"] = "1"
+    missed = []
     for path in paths(parser.parse_args().names):
         if not (CLAIMS / f"{path.stem}.yaml").is_file():
             continue
         write(path)
         found = problems(path, json.loads(measured(path).read_text()))
         print(path.name, *(found or ["all in their bands"]), sep="\n  ")
+        missed += [path.name] * bool(found)
+    sys.exit(f"not carried: {', '.join(missed)}" if missed else 0)
 
 
 if __name__ == "__main__":

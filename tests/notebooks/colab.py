@@ -27,8 +27,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
 from pathlib import Path
 from threading import Thread
+from urllib.parse import unquote
 
 import nbformat
+from packaging.utils import canonicalize_name
 
 from notebooks import ROOT, paths, read, repository, tags
 
@@ -145,6 +147,34 @@ def write_archive(folder: Path) -> None:
         for name in filter(None, names):
             if (ROOT / name).is_file():
                 archive.write(ROOT / name, f"{top}/{name}")
+
+
+def versions(text: str) -> dict[str, str]:
+    """Read the version of each package of a list that pip froze.
+
+    Parts after a plus, such as torch's of CUDA, name a build and are left out.
+    """
+    found = {}
+    for line in text.splitlines():
+        name, pinned, version = line.partition("==")
+        if not pinned:
+            # Installed from an address, which ends in the wheel's name.
+            name, _, version = line.partition(" @ ")
+            wheel = unquote(version).rpartition("/")[2]
+            version = wheel.split("-")[1] if wheel.count("-") > 1 else ""
+        if version and not line.startswith("#"):
+            found[canonicalize_name(name)] = version.partition("+")[0]
+    return found
+
+
+def moved(shipped: str, listed: str) -> list[str]:
+    """Say which packages Colab lists in another version than we do."""
+    theirs = versions(listed)
+    return [
+        f"{name}: {ours} here, {theirs.get(name, 'not there')} on Colab"
+        for name, ours in versions(shipped).items()
+        if theirs.get(name) != ours
+    ]
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -307,7 +337,16 @@ def main() -> None:
         default=sys.executable,
         help="makes the environment; Colab's is 3.12",
     )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help="only compare colab.txt with Colab's own list",
+    )
     arguments = parser.parse_args()
+    if arguments.compare:
+        found = moved(SHIPPED.read_text(), arguments.compare.read_text())
+        sys.exit("\n".join(["Colab has moved:", *found]) if found else 0)
     python = make_environment(ENVIRONMENT, arguments.python)
     failed = []
     with tempfile.TemporaryDirectory() as name:

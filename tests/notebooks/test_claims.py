@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shutil
+import sys
 
 import claims
 import pytest
@@ -61,6 +63,29 @@ def test_what_misses_is_named(path, record):
     assert claims.problems(path, wrong) == [
         "measured with other code: make claims"
     ]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_command_fails_if_a_band_is_missed(
+    changed, monkeypatch, capsys, tmp_path
+):
+    """Measured anew, every number is what it was, or none is."""
+    path = CLAIMING[0]
+    for file in claims.CLAIMS.glob(f"{path.stem}.*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(claims, "CLAIMS", tmp_path)
+    numbers = json.loads(claims.measured(path).read_text())["seeds"]
+
+    def measure(path, seed):
+        return {k: v + 1e9 * changed for k, v in numbers[str(seed)].items()}
+
+    monkeypatch.setattr(claims, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["claims.py", path.name[:2]])
+    with pytest.raises(SystemExit) as end:
+        claims.main()
+    assert end.value.code == (f"not carried: {path.name}" if changed else 0)
+    said = capsys.readouterr().out
+    assert ("seed 42: " if changed else "all in their bands") in said
 
 
 def test_no_file_is_left_over():

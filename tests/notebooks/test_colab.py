@@ -4,6 +4,7 @@
 part of it that takes seconds and no network.
 """
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -59,7 +60,10 @@ def test_notebook_runs_from_its_own_file_alone(python, tmp_path):
     assert {*run.after} - {*run.before} == {"healthgym-utils"}
     # It took itself for Colab, and found the package where it was installed.
     asked = "import google.colab, healthgym_utils as hg; print(hg.__file__)"
-    said = subprocess.check_output([python, "-c", asked], cwd=tmp_path)
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    said = subprocess.check_output(
+        [python, "-c", asked], cwd=tmp_path, env=own
+    )
     assert str(colab.packages_of(python.parents[1])) in said.decode()
     (tmp_path / "2" / "content" / path.name).unlink()
     assert not [*(tmp_path / "2" / "content").iterdir()]
@@ -85,10 +89,22 @@ def test_problems_are_named(changes, named):
     assert named in problem
 
 
+def test_what_colab_moved_is_named():
+    shipped = (
+        "# of pip, numpy==9\nnumpy==2.0.2\nPillow==11.3.0\ntorch==2.9.0\n"
+    )
+    wheel = "https://download.pytorch.org/whl/cu126/torch-2.9.0%2Bcu126-cp312"
+    listed = f"numpy==2.0.2\npillow==11.3.0\ntorch @ {wheel}-cp312-linux.whl\n"
+    assert colab.moved(shipped, listed) == []
+    assert colab.moved(shipped, "numpy==2.1.0\ntorch==2.9.0+cu130\n") == [
+        "numpy: 2.0.2 here, 2.1.0 on Colab",
+        "pillow: 11.3.0 here, not there on Colab",
+    ]
+
+
 def test_colab_has_all_that_the_package_needs():
     """A bound above Colab's version would replace a package there."""
-    lines = colab.SHIPPED.read_text().splitlines()
-    has = dict(x.split("==") for x in lines if not x.startswith("#"))
+    has = colab.versions(colab.SHIPPED.read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in project["dependencies"]:
         needed = Requirement(text)

@@ -144,6 +144,59 @@ def test_python_in_shell_uses_what_is_there(snippet):
         assert hasattr(module, name)
 
 
+TESTS = {
+    ("test", "test"): ["bash .ci/run"],
+    ("monthly", "newest"): [
+        'pip install --upgrade --editable ".[book,test]"',
+        'python -m pytest tests -n 2 -m "not slow"',
+        "python -m pytest tests/notebooks/test_papermill.py -n 2",
+    ],
+    ("monthly", "oldest"): [
+        """\
+pip install uv==0.13.9
+uv pip compile pyproject.toml --resolution lowest-direct \\
+  --extra stream --quiet --output-file "$RUNNER_TEMP/oldest.txt"
+uv pip install --system --editable ".[book,test]" \\
+  --constraint "$RUNNER_TEMP/oldest.txt"
+""",
+        "python -m pytest tests/unit -n 2",
+        "python -m pytest tests/notebooks/test_papermill.py -n 2",
+    ],
+    ("monthly", "repeat"): [
+        "make notebooks\ngit add notebooks\nmake notebooks\n"
+        "git diff --exit-code --stat notebooks\n"
+    ],
+    ("monthly", "claims"): ['make claims NAMES="$NAMES"'],
+    ("monthly", "fuzz"): ["make fuzz FUZZ_SECONDS=600"],
+}
+
+
+@pytest.mark.parametrize("job", TESTS, ids=" ".join)
+def test_what_is_to_be_tested_is_tested(job):
+    """To the letter: nothing is left out, and no failure is waved through."""
+    steps = [
+        step
+        for step in JOBS[job]["steps"]
+        if {"run", "if"} & {*step} == {"run"}
+    ]
+    assert [step["run"] for step in steps] == TESTS[job]
+    assert not any("continue-on-error" in step for step in steps)
+    assert "continue-on-error" not in JOBS[job]
+
+
+def test_all_notebooks_run_as_on_colab_and_its_list_is_compared():
+    run = shell("monthly", "colab", "Every notebook")
+    assert run.endswith("PYTHONPATH=tools python tests/notebooks/colab.py\n")
+    assert "colab.py" in shell("monthly", "colab", "Colab has")
+
+
+def test_claims_of_all_notebooks_are_measured():
+    parts = JOBS["monthly", "claims"]["strategy"]["matrix"]["names"]
+    names = [name for part in parts for name in part.split()]
+    claims = (ROOT / "tests" / "notebooks" / "claims").glob("*.yaml")
+    assert names == sorted(file.name[:2] for file in claims)
+
+
 def test_all_pythons_are_tried():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={PYTHONS[0]}"
@@ -165,6 +218,10 @@ def test_any_failure_of_the_monthly_run_is_reported():
     others = {job for name, job in JOBS if name == "monthly"} - {"report"}
     report = JOBS["monthly", "report"]
     assert {*report["needs"]} == others
+    assert report["if"] == (
+        "${{ always() && (contains(needs.*.result, 'failure') || "
+        "contains(needs.*.result, 'cancelled')) }}"
+    )
     (step,) = report["steps"]
     for job in others:
         assert f"${{{{ needs.{job}.result }}}}" in step["env"]["RESULTS"]
