@@ -48,6 +48,41 @@ class Calibration:
     sampled: Tensor
     wanted: Tensor
 
+    def check(self, classes: Sequence[int], reals: int) -> None:
+        """Refuse one of other variables, or that is none.
+
+        Parameters
+        ----------
+        classes : sequence of int
+            How many each variable with classes has.
+        reals : int
+            How many variables are real.
+
+        Raises
+        ------
+        ValueError
+            If a shape differs, a sharpness is not above 0, or quantiles fall
+            or leave [0, 1].
+        """
+        shapes = {
+            "sharpness": (len(classes),),
+            "offsets": (sum(classes),),
+            "sampled": (reals, KNOTS),
+            "wanted": (reals, KNOTS),
+        }
+        for name, shape in shapes.items():
+            if (found := tuple(getattr(self, name).shape)) != shape:
+                raise ValueError(f"{name} has shape {found}, not {shape}")
+        if not (self.sharpness > 0).all():
+            raise ValueError("sharpness is above 0")
+        for name in ("sampled", "wanted"):
+            if (getattr(self, name).diff(dim=1) < 0).any():
+                raise ValueError(
+                    f"quantiles in {name} rise from left to right"
+                )
+        if ((self.wanted < 0) | (self.wanted > 1)).any():
+            raise ValueError("quantiles in wanted are in [0, 1]")
+
     def corrected(self, output: Tensor, blocks: Sequence[slice]) -> Tensor:
         """Correct the logits in a network's output, of the same shape.
 

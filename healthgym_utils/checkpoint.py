@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -18,18 +19,32 @@ from typing import Any, TypeVar
 import safetensors
 import torch
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from healthgym_utils.schema import Schema
 
 FORMAT = "healthgym-checkpoint"
 FORMAT_VERSION = 1
+LONGEST = 800  # characters of an error; a file may hold a text without end
 T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message says why."""
+    """A checkpoint cannot be used; the message says why.
+
+    It may quote the file, so that it is cut, and holds no character that a
+    terminal would obey.
+    """
+
+    def __init__(self, message: str) -> None:
+        half = LONGEST // 2
+        if len(message) > LONGEST:
+            message = f"{message[:half]} [...] {message[-half:]}"
+        text = "".join(
+            c if c.isprintable() else ascii(c)[1:-1] for c in message
+        )
+        super().__init__(text)
 
 
 def save(
@@ -56,21 +71,35 @@ def save(
     ------
     OSError
         If there is no room, or no right to write; an old file is as before.
+    TypeError
+        If the header holds what JSON has not.
     """
-    path = Path(path)
+    # What a link leads to is replaced, and not the link.
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     versions = {
         "format_version": FORMAT_VERSION,
         "package_version": version("healthgym-utils"),
     }
-    text = json.dumps(header | versions)
-    whole = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
     try:
-        save_file(whole, partial, {"format": FORMAT, "header": text})
-        with open(partial, "rb") as stream:
+        text = json.dumps(header | versions)
+    except TypeError as error:
+        raise TypeError(
+            f"{path}: provenance and all else in a header are of JSON types, "
+            f"such as int(...) of a NumPy number ({error})"
+        ) from None
+    whole = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+    content = save_bytes(whole, {"format": FORMAT, "header": text})
+    try:
+        # Not by save_file, whose files nobody else may read.
+        with open(partial, "wb") as stream:
+            stream.write(content)
+            stream.flush()
             os.fsync(stream.fileno())
+        if path.exists():
+            shutil.copymode(path, partial)
         os.replace(partial, path)
-    except (safetensors.SafetensorError, OSError) as error:
+    except OSError as error:
         raise OSError(
             f"{path}: this checkpoint cannot be saved ({error}). A file that "
             "was there is as before. Make room on the disk, or save into "
@@ -96,6 +125,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
 
 def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and header; raises as :func:`read_header` does."""
+    read_header(path)  # before all of a large file that is none of ours
     with _refusing(path):
         # At once, for a training may be saving over it: safe_open opens a
         # file twice, and could pair one epoch's header and another's tensors.
@@ -219,7 +249,7 @@ def check_weights(
     make: Callable[[], nn.Module],
     weights: Mapping[str, Tensor],
 ) -> None:
-    """Refuse weights that a network would not take, before it is made.
+    """Refuse weights that a network could not use, before it is made.
 
     A damaged header can ask for a network larger than memory, and making it
     would then end the process. So its shapes are found on PyTorch's meta
@@ -239,7 +269,8 @@ def check_weights(
     Raises
     ------
     CheckpointError
-        Naming a tensor that lacks, is unknown or has another shape.
+        Naming a tensor that lacks, is unknown, has another shape or type, or
+        is not finite.
     """
     with torch.device("meta"):
         state = make().state_dict()
@@ -254,6 +285,31 @@ def check_weights(
                 f"{key}: {stored.get(key)} in the file, {wanted.get(key)} by "
                 "its settings"
             )
+        tensor = weights[key]
+        halves = [torch.float16] * state[key].is_floating_point()
+        check_tensor(path, f"{name}.{key}", tensor, state[key].dtype, *halves)
+
+
+def check_tensor(
+    path: str | os.PathLike, name: str, tensor: Tensor, *dtypes: torch.dtype
+) -> None:
+    """Refuse a tensor of another type than those, or that is not finite.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the tensor.
+    """
+    if tensor.dtype not in dtypes:
+        raise CheckpointError(
+            f"{path}: {name} is of {tensor.dtype}, and {dtypes[0]} is needed; "
+            "the file is damaged"
+        )
+    if not tensor.isfinite().all():
+        raise CheckpointError(
+            f"{path}: {name} is not finite: the training diverged, or the "
+            "file is damaged"
+        )
 
 
 def check(

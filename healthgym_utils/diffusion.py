@@ -32,7 +32,12 @@ from healthgym_utils.calibration import (
     switch_rates,
 )
 from healthgym_utils.guardrails import LIMITS, limited
-from healthgym_utils.runtime import check_choice, get_device, progress
+from healthgym_utils.runtime import (
+    check_choice,
+    check_fields,
+    get_device,
+    progress,
+)
 from healthgym_utils.schema import Schema
 from healthgym_utils.unet import UNet1D
 
@@ -42,6 +47,8 @@ CLASS_LOSSES = ("mse", "cross_entropy")
 SAMPLERS = ("ddpm", "ddim")
 SPACINGS = ("trailing", "leading")
 MAX_STEPS = 1_000_000  # more are a slip, and take long to lay out
+NETWORKS = ("network", "average")  # in a file; the latter's is the mean
+MAX_MONTHS = 100_000  # to which to pad, for the same reason
 HEADER = training.PROGRESS | {"network", "weights_only"}
 ROUNDS = 8  # of samples that a calibration looks at
 SHARPNESS_GAIN = 0.5  # log sharpness a log rate, as moved the trained v3
@@ -392,14 +399,16 @@ class DiffusionSettings:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("target", self.target, TARGETS)
         check_choice("categorical_loss", self.categorical_loss, CLASS_LOSSES)
         check_choice("limit", self.limit, LIMITS)
-        if not self.steps <= MAX_STEPS:
-            raise ValueError(
-                f"steps is {MAX_STEPS:,} or less, got {self.steps:,}"
-            )
+        for name, most in (("steps", MAX_STEPS), ("pad_to", MAX_MONTHS)):
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(
+                    f"{name} is {most:,} or less, got {getattr(self, name):,}"
+                )
         timesteps(self.steps, self.sampling_steps, self.spacing)
         if self.target == "noise" and self.zero_terminal:
             raise ValueError(
@@ -419,7 +428,7 @@ class DiffusionSettings:
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is in [0, 1), got {value}")
         for name in ("evidence_weight", "patient_jitter"):
-            if not (value := getattr(self, name)) >= 0:  # refuses NaN as well
+            if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} is 0 or more, got {value}")
 
     @classmethod
@@ -1240,31 +1249,50 @@ class Diffusion:
         with checkpoint.rebuilding(path):
             settings = checkpoint.settings_of(path, header, DiffusionSettings)
             only = header["weights_only"]
-            if network is None:
-                checkpoint.check_weights(
-                    path,
-                    "network",
-                    partial(_unet, schema, settings),
-                    training.part(tensors, "network"),
-                )
+
+            def make() -> nn.Module:
+                return network or _unet(schema, settings)
+
+            parts = ["network"] if only or not settings.ema else NETWORKS
+            for name in parts:
+                weights = training.part(tensors, name)
+                checkpoint.check_weights(path, name, make, weights)
             model = cls(schema, settings, device, network)
-            try:
-                for name, part in model._networks().items():
-                    weights = training.part(
-                        tensors, "network" if only else name
-                    )
-                    part.load_state_dict(weights)
-            except RuntimeError as error:
-                raise checkpoint.CheckpointError(
-                    f"{path}: its network is of another architecture ({error})"
-                ) from None
+            for name, part in model._networks().items():
+                weights = training.part(tensors, "network" if only else name)
+                part.load_state_dict(weights)
             training.load_progress(model, header)
-            model.joint = tensors["joint.rows"], tensors["joint.counts"]
-            if calibration := training.part(tensors, "calibration"):
-                model.calibration = Calibration(**calibration)
+            model._load_joint(path, tensors)
+            model._load_calibration(path, tensors)
             if not only:
-                training.load_resumable(model, tensors)
+                training.load_resumable(path, model, tensors)
         return model
+
+    def _load_joint(
+        self, path: str | os.PathLike, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Take over which statics occur, and how often."""
+        rows, counts = tensors["joint.rows"], tensors["joint.counts"]
+        checkpoint.check_tensor(path, "joint.rows", rows, torch.float32)
+        checkpoint.check_tensor(path, "joint.counts", counts, torch.int64)
+        if counts.shape != rows.shape[:1] or not (counts > 0).all():
+            raise ValueError("joint.counts is above 0, one number a row")
+        self.joint = self._checked(rows, len(rows)), counts
+
+    def _load_calibration(
+        self, path: str | os.PathLike, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Take over a calibration, if there is one."""
+        stored = training.part(tensors, "calibration")
+        if not stored:
+            return
+        calibration = Calibration(**stored)
+        for name, tensor in stored.items():
+            name = f"calibration.{name}"
+            checkpoint.check_tensor(path, name, tensor, torch.float64)
+        classes = [block.stop - block.start for block in self.blocks]
+        calibration.check(classes, len(self.real_columns))
+        self.calibration = calibration
 
     def _networks(self) -> dict[str, nn.Module]:
         networks = {"network": self.network}

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from healthgym_utils import checkpoint, training
 from healthgym_utils.layers import LSTM, AttentionBlock, SoftEmbedding
 from healthgym_utils.memory import LatentMemory
-from healthgym_utils.runtime import get_device, progress
+from healthgym_utils.runtime import check_fields, get_device, progress
 from healthgym_utils.schema import Schema
 
 BESIDE = ThreadPoolExecutor(1, "penalty")  # its thread starts when needed
@@ -279,6 +279,11 @@ class Settings:
         the processor has it, and no longer equal to the last bits.
     seed : int
         Of the weights and of every draw in training.
+
+    Raises
+    ------
+    ValueError
+        If a value is of another type, not finite, or a count below 1.
     """
 
     latent: int = 128
@@ -291,6 +296,12 @@ class Settings:
     correlation_weight: float = 10.0
     bf16: bool = False
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("latent", "hidden", "critic_steps"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is 1 or more, got {value}")
 
 
 class WGANGP:
@@ -620,25 +631,22 @@ class WGANGP:
         _check_parts(path, header, generator, memory)
         with checkpoint.rebuilding(path):
             settings = checkpoint.settings_of(path, header, Settings)
-            own = _own_networks(schema, settings)
+            parts = _own_networks(schema, settings)
             if generator is not None:
-                del own["generator"]
-            for name, make in own.items():
+                parts["generator"] = lambda: generator
+            if memory is not None:
+                parts["memory"] = lambda: memory
+            for name, make in parts.items():
                 weights = training.part(tensors, name)
                 checkpoint.check_weights(path, name, make, weights)
             model = cls(schema, generator, settings, device, memory)
             for name, network in model._networks().items():
-                weights = training.part(tensors, name)
-                try:
-                    network.load_state_dict(weights)
-                except RuntimeError as error:
-                    raise checkpoint.CheckpointError(
-                        f"{path}: its {name} is of another architecture "
-                        f"({error})"
-                    ) from None
+                network.load_state_dict(training.part(tensors, name))
+            if memory is not None:
+                memory.check()
             training.load_progress(model, header)
             if not header["weights_only"]:
-                training.load_resumable(model, tensors)
+                training.load_resumable(path, model, tensors)
         return model
 
     def _networks(self) -> dict[str, nn.Module]:

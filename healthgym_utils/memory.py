@@ -110,6 +110,21 @@ class LatentMemory(nn.Module):
         self.register_buffer("seen", torch.tensor(0))
         self.register_buffer("scale", torch.ones(latent))
 
+    def check(self) -> None:
+        """Refuse counts of entries that cannot be, as of a damaged file.
+
+        Raises
+        ------
+        ValueError
+            If more are filled than there is room for, or than were seen.
+        """
+        filled, seen = int(self.filled), int(self.seen)
+        if not 0 <= filled <= min(self.capacity, seen):
+            raise ValueError(
+                f"a memory of {self.capacity:,} that saw {seen:,} has "
+                f"{filled:,} filled"
+            )
+
     def encode(self, embedded: Tensor) -> Tensor:
         """Map (batch, months, embedding width) to (batch, months, latent)."""
         if self.encoder == "projection":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterable
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -64,6 +66,34 @@ def progress(steps: Iterable, description: str, unit: str = "step") -> tqdm:
     return tqdm(
         steps, desc=description, unit=unit, leave=False, disable=disable
     )
+
+
+def check_fields(settings: Any) -> None:
+    """Refuse a field of a dataclass of another type than it is declared.
+
+    Whole numbers do where any number does.
+
+    Raises
+    ------
+    ValueError
+        Naming the field; also if a number is not finite.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        kinds = get_args(hint) or (hint,)
+        if isinstance(value, bool):  # which is an int to Python
+            fits = bool in kinds
+        elif isinstance(value, int) and float in kinds:
+            fits = True
+        else:
+            fits = isinstance(value, kinds)
+        if not fits:
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{name} is {names}, got {value!r}")
+        largest = sys.float_info.max  # NaN is not between, either
+        number = float in kinds and value is not None
+        if number and not -largest <= value <= largest:
+            raise ValueError(f"{name} is finite, got {value}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -91,7 +91,8 @@ class Header:
         header = content[1:].decode(errors="replace")
         metadata = {"format": checkpoint.FORMAT, "header": header}
         self.path.write_bytes(save(tensors, metadata))
-        rebuild_or_refuse(self.path)
+        # Settings may ask for what takes long, such as 10**8 critic steps.
+        rebuild_or_refuse(self.path, train=False)
 
 
 TARGETS = {"table": Table, "checkpoint": Checkpoint, "header": Header}

@@ -75,7 +75,7 @@ def test_failed_save_keeps_the_old_file(path, monkeypatch):
     def full_disk(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(path, {"w": torch.zeros(2)}, {})
     assert path.read_bytes() == before

@@ -394,7 +394,12 @@ def test_default_is_small_and_conditioned():
         ({"dropout": 1.0}, "dropout is in"),
         ({"evidence_weight": -1.0}, "evidence_weight is 0 or more"),
         ({"patient_jitter": -0.1}, "patient_jitter is 0 or more"),
-        ({"patient_jitter": float("nan")}, "patient_jitter is 0 or more"),
+        ({"patient_jitter": float("nan")}, "patient_jitter is finite"),
+        ({"evidence_weight": float("inf")}, "evidence_weight is finite"),
+        ({"steps": 100.0}, "steps is int, got 100.0"),
+        ({"levels": True}, "levels is int, got True"),
+        ({"bf16": "yes"}, "bf16 is bool or NoneType, got 'yes'"),
+        ({"pad_to": 10**10}, "pad_to is 100,000 or less"),
         ({"variance": 1.5}, "variance is in"),
     ],
 )

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import test_data
 import torch
-from cohorts import MADE_UP
+from cohorts import MADE_UP, made_up_table
 from load_csv import write_csv
 from pandas.testing import assert_frame_equal
 from raw_format import to_raw
@@ -32,13 +32,14 @@ from test_data import (
     refusal_of,
     refused_download,
 )
-from test_diffusion import tiny
+from test_diffusion import AGE, loader_of, tiny
 from test_memory import small_memory
-from training import small_model
+from training import small_loaders, small_model
 
 from healthgym_utils import checkpoint, data
 from healthgym_utils.checkpoint import CheckpointError
 from healthgym_utils.data import DataError, decode_table, load_art
+from healthgym_utils.preprocess import Preprocessor
 from healthgym_utils.pretrained import rebuild
 
 own_surroundings = test_data.own_surroundings
@@ -486,23 +487,159 @@ GREEDY = {
 }
 
 
-@pytest.mark.parametrize("case", GREEDY)
-def test_header_that_asks_for_more_than_memory(case, tmp_path):
-    """Refused by the sizes, and not because the memory was not to be had."""
-    kind, part, change, why = GREEDY[case]
-    model = {
-        "v1": small_model,
-        "v2": lambda: small_model(memory=small_memory()),
-        "v3": tiny,
-    }[kind]()
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Tensors and header of a trained model of each kind."""
+    table = made_up_table(MADE_UP, 9, 17, seed=0)
+    x = Preprocessor(MADE_UP).fit(table).transform(table)
+    x[..., AGE] = x[:, :1, AGE]
+    models = {
+        "v1": small_model(),
+        "v2": small_model(memory=small_memory()),
+        "v3": tiny(),
+    }
+    path = tmp_path_factory.mktemp("trained") / "m.safetensors"
+    found = {}
+    for kind, model in models.items():
+        model.fit(loader_of(x) if kind == "v3" else small_loaders(x), 1)
+        if kind == "v3":
+            model.calibrate(x)
+        model.save(path)
+        rebuild(path, MADE_UP)
+        found[kind] = checkpoint.load(path)
+    return found
+
+
+def refused_with(trained, tmp_path, why):
     path = tmp_path / "m.safetensors"
-    model.save(path)
-    rebuild(path, MADE_UP)
-    tensors, header = checkpoint.load(path)
-    header[part] |= change
-    checkpoint.save(path, tensors, header)
+    checkpoint.save(path, *trained)
     with pytest.raises(CheckpointError, match=why):
         rebuild(path, MADE_UP)
+
+
+@pytest.mark.parametrize("case", GREEDY)
+def test_header_that_asks_for_more_than_memory(case, trained, tmp_path):
+    """Refused by the sizes, and not because the memory was not to be had."""
+    kind, part, change, why = GREEDY[case]
+    tensors, header = trained[kind]
+    header = header | {part: header[part] | change}
+    refused_with((tensors, header), tmp_path, why)
+
+
+def filled_with(value):
+    return lambda t: torch.full_like(t, value)
+
+
+NONE, NAN = torch.zeros(0), float("nan")
+ADAM, BIAS = "adam.network.0", "critic.score.bias"
+HOSTILE = {
+    # Adam's fused steps would write past the end of these.
+    "moments empty": ("v3", f"{ADAM}.exp_avg", lambda t: NONE, "has shapes"),
+    "moments short": ("v3", f"{ADAM}.exp_avg_sq", lambda t: t[:1], "shapes"),
+    "moments gone": ("v3", f"{ADAM}.exp_avg", None, "has shapes"),
+    "moments below 0": ("v3", f"{ADAM}.exp_avg_sq", filled_with(-1), "below"),
+    "moments NaN": ("v3", f"{ADAM}.exp_avg", filled_with(NAN), "finite"),
+    "step a vector": ("v3", f"{ADAM}.step", lambda t: NONE, "has shapes"),
+    "step below 0": ("v3", f"{ADAM}.step", filled_with(-1), "is below 0"),
+    "moments of GAN": ("v1", "adam.critic.1.exp_avg", lambda t: NONE, "shape"),
+    "weight NaN": ("v3", "average.mix_out.2.bias", filled_with(NAN), "dive"),
+    "weight inf": ("v1", BIAS, filled_with(np.inf), "diverged"),
+    "weight complex": ("v1", BIAS, torch.Tensor.cfloat, "is of"),
+    "weight wide": ("v1", BIAS, torch.Tensor.double, "is of"),
+    "weight gone": ("v1", BIAS, None, "None in the file"),
+    "filled too far": ("v2", "memory.filled", filled_with(10**12), "filled"),
+    "filled below 0": ("v2", "memory.filled", filled_with(-5), "filled"),
+    "entries NaN": ("v2", "memory.entries", filled_with(NAN), "finite"),
+    "lesson unknown": ("v1", "loader.x", lambda t: t, "invalid literal"),
+    "lesson empty": ("v1", "loader.5", lambda t: t[:0], "RNG state"),
+    "joint wide": ("v3", "joint.rows", lambda t: t.repeat(1, 9), "of shape"),
+    "joint NaN": ("v3", "joint.rows", filled_with(NAN), "not finite"),
+    "joint no row": ("v3", "joint.rows", lambda t: t[0, 0], "joint"),
+    "counts short": ("v3", "joint.counts", lambda t: t[:1], "joint.counts"),
+    "counts below 1": ("v3", "joint.counts", filled_with(-1), "joint.counts"),
+    "quantiles fall": (
+        "v3", "calibration.wanted", lambda t: t.flip(1), "wanted rise",
+    ),
+    "quantiles high": (
+        "v3", "calibration.wanted", lambda t: t + 1e6, "wanted are in",
+    ),
+    "quantiles few": (
+        "v3", "calibration.sampled", lambda t: t[:, :5], "sampled has shape",
+    ),
+    "sharpness 0": ("v3", "calibration.sharpness", filled_with(0), "above 0"),
+    "offsets NaN": ("v3", "calibration.offsets", filled_with(NAN), "finite"),
+    "random short": ("v3", "random", lambda t: t[:9], "RNG state"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_tensors_that_no_training_leaves(case, trained, tmp_path):
+    kind, name, change, why = HOSTILE[case]
+    tensors, header = dict(trained[kind][0]), trained[kind][1]
+    tensor = tensors.pop(name, torch.zeros(1))
+    if change is not None:
+        tensors[name] = change(tensor)
+    refused_with((tensors, header), tmp_path, why)
+
+
+WRONG = {
+    "epoch a word": ({"epoch": "x"}, "epoch is 'x'"),
+    "epoch below 0": ({"epoch": -1}, "epoch is -1"),
+    "epoch 2^70": ({"epoch": 2**70}, "epoch is 1180591620717411303424"),
+    "epoch true": ({"epoch": True}, "epoch is True"),
+    "seconds none": ({"seconds": None}, "seconds is None"),
+    "seconds NaN": ({"seconds": float("nan")}, "seconds is nan"),
+    "provenance 5": ({"provenance": 5}, "provenance is 5"),
+    "weights_only no": ({"weights_only": "no"}, "weights_only is 'no'"),
+    "history a word": ({"history": {"loss": "abc"}}, "history has loss"),
+    "history deep": ({"history": {"loss": [{}]}}, "history has loss"),
+    "model long": (
+        {"model": "\x1b[2J" * 10**6},
+        r"holds a [^\x1b]{700,3500}$",
+    ),
+    "model odd": ({"model": "\ud800"}, r"holds a \\ud800, not a"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_header_values_that_no_training_leaves(case, trained, tmp_path):
+    tensors, header = trained["v1"]
+    change, why = WRONG[case]
+    refused_with((tensors, header | change), tmp_path, why)
+
+
+def test_lessons_of_another_training_are_refused(trained, tmp_path):
+    tensors, header = trained["v1"]
+    path, state = tmp_path / "m.safetensors", tensors["random"].clone()
+    checkpoint.save(path, tensors | {"loader.999": state}, header)
+    table = made_up_table(MADE_UP, 9, 17, seed=0)
+    x = Preprocessor(MADE_UP).fit(table).transform(table)
+    x[..., AGE] = x[:, :1, AGE]
+    model = rebuild(path, MADE_UP)
+    with pytest.raises(ValueError, match=r"lessons of \[5, 10, 999\]"):
+        model.fit(small_loaders(x), 2)
+
+
+def test_checkpoints_can_be_read_by_others_and_links_stay(tmp_path):
+    path, link = tmp_path / "m.safetensors", tmp_path / "latest.safetensors"
+    umask = os.umask(0o027)
+    try:
+        checkpoint.save(path, SMALL, {})
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o664)
+    link.symlink_to(path)
+    checkpoint.save(link, SMALL, {"epoch": 7})
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o664
+    assert checkpoint.load(path)[1]["epoch"] == 7
+
+
+def test_header_of_other_than_json_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(TypeError, match="of JSON types, such as int"):
+        checkpoint.save(path, SMALL, {"provenance": {"n": np.int64(1)}})
+    assert not [*tmp_path.iterdir()]
 
 
 def test_last_of_equal_names_counts(tmp_path):

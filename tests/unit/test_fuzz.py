@@ -24,6 +24,7 @@ from training import CPU, small_loaders, small_model
 from healthgym_utils import checkpoint
 from healthgym_utils.checkpoint import CheckpointError
 from healthgym_utils.data import DataError, decode_table, load_art
+from healthgym_utils.gan import WGANGP
 from healthgym_utils.preprocess import Preprocessor
 from healthgym_utils.pretrained import rebuild
 from healthgym_utils.schema import ART_FULL_SCHEMA
@@ -304,16 +305,22 @@ def test_any_schema_in_a_checkpoint(data):
         assert str(refusal).startswith("m: ")
 
 
+TABLE = made_up_table(MADE_UP, 9, 17, seed=0)
+X = Preprocessor(MADE_UP).fit(TABLE).transform(TABLE)
+X[..., AGE] = X[:, :1, AGE]
+
+
+def loaders(model):
+    return small_loaders(X) if isinstance(model, WGANGP) else loader_of(X)
+
+
 def trained_models(folder):
     """Train a small model of each kind; their tensors and headers."""
-    table = made_up_table(MADE_UP, 9, 17, seed=0)
-    x = Preprocessor(MADE_UP).fit(table).transform(table)
     gans = [small_model(), small_model(memory=small_memory())]
-    for gan in gans:
-        gan.fit(small_loaders(x), epochs=1)
     diffusion = tiny()
-    x[..., AGE] = x[:, :1, AGE]
-    diffusion.fit(loader_of(x), 1)
+    for model in (*gans, diffusion):
+        model.fit(loaders(model), epochs=1)
+    diffusion.calibrate(X)
     path = folder / "trained.safetensors"
     held = []
     for model in (*gans, diffusion):
@@ -327,12 +334,35 @@ def trained(folder):
     return trained_models(folder)
 
 
-def rebuild_or_refuse(path):
-    """A model comes out, or our error that names the file."""
+def rebuild_or_refuse(path, train=True):
+    """A model that works comes out, or our error that names the file."""
     try:
-        rebuild(path, MADE_UP, CPU)
+        model = rebuild(path, MADE_UP, CPU)
     except CheckpointError as refusal:
         assert str(path) in str(refusal)
+        return
+    with warnings.catch_warnings(action="ignore"):
+        assert model.sample(2, 17).isfinite().all()
+        if not train:
+            return
+        try:
+            model.fit(loaders(model), model.epoch + 1)
+        except ValueError as refusal:
+            assert "this model" in str(refusal)
+
+
+HARMS_OF_FLOATS = ("not a number", "without end", "negative")
+HARMS = {
+    "another shape": lambda t, n: torch.zeros(n, dtype=t.dtype),
+    "longer": lambda t, n: torch.cat([t.reshape(-1), t.reshape(-1)]),
+    "another type": lambda t, n: t.to(
+        [torch.float64, torch.float16, torch.int32, torch.bool][n]
+    ),
+    "not a number": lambda t, n: torch.full_like(t, float("nan")),
+    "without end": lambda t, n: torch.full_like(t, float("inf")),
+    "negative": lambda t, n: -1 - t.abs(),
+    "backwards": lambda t, n: t.flip(-1),
+}
 
 
 @settings(fuzz, max_examples=max(EXAMPLES // 4, 1))
@@ -347,13 +377,16 @@ def test_any_header_of_a_model(data, trained, folder):
     what = data.draw(st.sampled_from(whats))
     if what == "tensor":
         name = data.draw(st.sampled_from(sorted(tensors)))
-        tensors.pop(name)
-        if data.draw(st.booleans()):
-            tensors[name] = torch.zeros(data.draw(st.integers(0, 3)))
+        tensor = tensors.pop(name)
+        harm = data.draw(st.sampled_from([None, *HARMS]))
+        whole = not tensor.is_floating_point() and harm in HARMS_OF_FLOATS
+        if harm and not whole and (tensor.ndim or harm != "backwards"):
+            tensors[name] = HARMS[harm](tensor, data.draw(st.integers(0, 3)))
     else:
         part = header if what == "header" else header[what]
         name = data.draw(st.sampled_from(sorted(part)))
         part[name] = data.draw(settings_values)
     path = folder / "model.safetensors"
     checkpoint.save(path, tensors, header)
-    rebuild_or_refuse(path)
+    # Settings may ask for what takes long, such as 10**8 critic steps.
+    rebuild_or_refuse(path, train=what != "settings")
