@@ -49,6 +49,22 @@ def test_outputs_are_valid_by_construction():
         torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
+@pytest.mark.parametrize(
+    ("choices", "why"),
+    [
+        ({"critic_steps": 0}, "critic_steps is 1 or more, got 0"),
+        ({"latent": 12.0}, "latent is int, got 12.0"),
+        ({"hidden": "wide"}, "hidden is int, got 'wide'"),
+        ({"penalty_weight": float("nan")}, "penalty_weight is finite"),
+        ({"learning_rate": 10**400}, "learning_rate is finite"),
+        ({"bf16": 1}, "bf16 is bool, got 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(choices, why):
+    with pytest.raises(ValueError, match=why):
+        Settings(**choices)
+
+
 def test_published_architecture():
     generator, critic = Generator(ART_SCHEMA), Critic(ART_SCHEMA)
     assert generator(torch.rand(3, 9, 128)).shape == (3, 9, 22)
