@@ -270,15 +270,22 @@ class Preprocessor:
         ValueError
             If a real feature's parameters are missing or not usable.
         """
-        prep = cls(Schema.from_dict(description["schema"]))
-        stated = description.get("scalings", {})
+        try:
+            schema = description["schema"]
+            stated = description.get("scalings", {})
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError(
+                "this is no description of a preprocessor: a dict with "
+                "schema and scalings is needed, as to_dict makes it"
+            ) from None
+        prep = cls(Schema.from_dict(schema))
         for feature in prep.schema.reals:
             try:
                 record = stated[feature.name]
                 low, span = float(record["min"]), float(record["range"])
                 power = record["lambda"]
                 power = None if power is None else float(power)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, OverflowError, TypeError, ValueError):
                 raise ValueError(
                     f"{feature.name}: needs the numbers lambda, min and range"
                 ) from None

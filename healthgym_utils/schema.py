@@ -435,7 +435,7 @@ def _check_span(feature: Feature, span: Any, expected_start: int) -> None:
     """Refuse a stated span that is not the one the order implies."""
     try:
         start, stop = (int(edge) for edge in span)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise SchemaError(
             f"{feature.name}: a span is [start, stop], got {span!r}"
         ) from None

@@ -281,6 +281,7 @@ def test_dict_round_trip(made_up):
         {"lambda": None, "min": 0.0, "range": 1.0},
         {"lambda": "x", "min": 0.0, "range": 1.0},
         {"lambda": float("nan"), "min": 0.0, "range": 1.0},
+        {"lambda": -0.1, "min": 0.0, "range": 10**400},
         None,
     ],
 )
@@ -290,6 +291,12 @@ def test_broken_parameters_are_refused(record):
         "scalings": PUBLISHED | {"CD4": record},
     }
     with pytest.raises(ValueError, match="CD4: "):
+        Preprocessor.from_dict(description)
+
+
+@pytest.mark.parametrize("description", [{}, [], None, "prep"])
+def test_what_describes_no_preprocessor_is_refused(description):
+    with pytest.raises(ValueError, match="no description of a preprocessor"):
         Preprocessor.from_dict(description)
 
 

@@ -149,6 +149,10 @@ def test_broken_descriptions_are_refused():
     description["features"][0]["colour"] = "red"
     with pytest.raises(SchemaError, match="VL: .*colour"):
         Schema.from_dict(description)
+    description = described()
+    description["features"][0]["span"] = [float("inf"), 1]
+    with pytest.raises(SchemaError, match="VL: a span is"):
+        Schema.from_dict(description)
     with pytest.raises(SchemaError, match="no description"):
         Schema.from_dict(
             {"features": 3, "name": "", "patient": "", "month": ""}
