@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:
 
 # Rows read at a time, where a patient's last ones are looked for.
 GLANCE = 1024
-# A reader holds a whole row group, at some 600 bytes a row on its way to
+# A reader holds a whole row group, at some 700 bytes a row on its way to
 # tensors. Groups of the first size take 10 MB; above the second we warn.
 GROUP_ROWS = 15_360
 LARGE_GROUP = 150_000

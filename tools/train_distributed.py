@@ -221,7 +221,7 @@ def fit(
     """
     ranks, rank = dist.get_world_size(), dist.get_rank()
     check_shares(len(data.cohort), batch_size, workers)
-    recognize(model, data, batch_size)
+    identify(model, data, batch_size)
     if rank == 0 and model.epoch >= epochs:
         print(
             f"nothing to do: {path} has {model.epoch} epochs already, and "
@@ -264,9 +264,7 @@ def check_shares(row_groups: int, batch_size: int, workers: int) -> None:
         )
 
 
-def recognize(
-    model: Diffusion, data: ParquetPatients, batch_size: int
-) -> None:
+def identify(model: Diffusion, data: ParquetPatients, batch_size: int) -> None:
     """Note what a new model is trained on; refuse to resume on another.
 
     Raises

@@ -111,6 +111,16 @@ def test_two_ranks_serve_each_patient_once_as_transform_gives_it(
         assert rows == 1000 or all(parts)
 
 
+def test_months_of_a_patient_may_come_in_any_order(tmp_path):
+    table = ragged_table()
+    prep = hg.Preprocessor(MADE_UP).fit(table)
+    mixed_up = table.sample(frac=1, random_state=0).sort_values(
+        "stay", kind="stable"
+    )
+    data = ParquetPatients(cohort_of(tmp_path, mixed_up), prep, MONTHS)
+    assert served(data) == expected(table, prep)
+
+
 @pytest.mark.parametrize(
     "types",
     [
