@@ -224,8 +224,8 @@ def fit(
     identify(model, data, batch_size)
     if rank == 0 and model.epoch >= epochs:
         print(
-            f"nothing to do: {path} has {model.epoch} epochs already, and "
-            f"{epochs} are asked for",
+            f"nothing to do: {path} is at epoch {model.epoch} already, and "
+            f"asked for is epoch {epochs}",
             flush=True,
         )
     elif rank == 0:

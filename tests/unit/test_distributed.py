@@ -520,6 +520,21 @@ def test_a_finished_training_says_that_there_is_nothing_to_do(
     assert model.epoch == 1
 
 
+def test_a_training_stopped_in_its_first_epoch_begins_again(
+    alone, tmp_path, monkeypatch
+):
+    model, data = joined(), patients_in(alone)
+    monkeypatch.setattr(model, "train_step", lambda *batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(model, data, 8, 1, tmp_path / "stopped")
+    again = Diffusion.load(tmp_path / "stopped", MADE_UP, torch.device("cpu"))
+    again.share()
+    straight = joined()
+    fit(again, data, 8, 1, tmp_path / "stopped")
+    fit(straight, data, 8, 1, tmp_path / "straight")
+    assert torch.equal(weights(again), weights(straight))
+
+
 def test_a_place_that_takes_no_checkpoint_costs_no_epoch(alone, tmp_path):
     model = joined()
     (tmp_path / "v3").mkdir()
