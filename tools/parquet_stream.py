@@ -100,18 +100,17 @@ class ParquetCohort:
     Raises
     ------
     TableError
-        If a column, a value or a column's statistics are missing, a column
-        is of another type, a real is not finite or below its minimum, or
-        patients are not in ascending order from row group to row group.
+        If a file is no Parquet, a column, a value or a column's statistics
+        are missing, a column is of another type, a real is not finite or
+        below its minimum, or patients are not in ascending order from row
+        group to row group.
     """
 
     def __init__(
         self, paths: Sequence[str | os.PathLike], schema: Schema
     ) -> None:
         self.schema = schema
-        self._footers = {
-            os.fspath(path): pq.read_metadata(path) for path in paths
-        }
+        self._footers = {os.fspath(path): _footer(path) for path in paths}
         self.groups = [
             group
             for path, footer in self._footers.items()
@@ -240,6 +239,17 @@ class ParquetCohort:
                 "before writing"
             )
         return ids
+
+
+def _footer(path: str | os.PathLike) -> pq.FileMetaData:
+    """Read a footer; Arrow's own errors do not name the file."""
+    try:
+        return pq.read_metadata(path)
+    except pa.ArrowInvalid as error:
+        raise TableError(
+            f"{path}: not a whole Parquet file ({error}); it may have been "
+            "cut short: copy or write it again"
+        ) from None
 
 
 def _row_groups(

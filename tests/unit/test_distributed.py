@@ -230,6 +230,13 @@ def test_a_file_without_statistics_is_refused(tmp_path):
         ParquetCohort([path], MADE_UP)
 
 
+def test_a_file_that_was_cut_short_is_named(tmp_path):
+    paths = written(tmp_path, ragged_table())
+    paths[1].write_bytes(paths[1].read_bytes()[:-100])
+    with pytest.raises(TableError, match="b.parquet: not a whole Parquet"):
+        ParquetCohort(paths, MADE_UP)
+
+
 def test_row_groups_that_memory_may_not_hold_bring_a_warning(tmp_path):
     path = tmp_path / "a.parquet"
     table = made_up_table(MADE_UP, 10_000, MONTHS, seed=0)
