@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import platform
 import statistics
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,8 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from load_csv import peak
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import healthgym_utils as hg
@@ -63,8 +67,9 @@ PATIENTS = 5_000_000
 PLANNED_EPOCHS = 3
 PLANNED_BATCH = 1024
 GPU_FLOPS = 20e12  # a second, sustained, of which large GPUs promise 50 times
-GPU_UPDATE = 0.015  # seconds to launch an update, however small the batch
-CORES = 16  # that read for a GPU
+GPU_UPDATE = 0.015  # seconds to launch an update, without drawing for it
+CORES = 16  # that read for a GPU, or that train without one
+NETWORK = 10e9  # bits a second between two computers
 CORE_PRICE = 0.05  # dollars an hour
 GPU_PRICE = 4.00  # dollars an hour, with its cores
 COPIES = 4  # of the weights in a checkpoint: they, their mean, Adam's two
@@ -161,8 +166,44 @@ def whole(path: str) -> None:
     say(time.perf_counter() - started, time.process_time() - clock)
 
 
+class Draws(TorchDispatchMode):
+    """Count the processor's seconds that go into random numbers."""
+
+    seconds = 0.0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, and take its time if it draws."""
+        clock = time.process_time()
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.seconds += time.process_time() - clock
+        return result
+
+
+def drawing(settings: DiffusionSettings, x: Tensor, lengths: Tensor) -> float:
+    """Processor seconds a patient that an update takes to draw."""
+    model = hg.Diffusion(hg.ART_SCHEMA, settings, CPU)
+    model.train_step(x, lengths)
+    seconds = []
+    for _ in range(5):
+        with Draws() as draws:
+            model.train_step(x, lengths)
+        seconds.append(draws.seconds)
+    return statistics.median(seconds) / len(x)
+
+
 def updates(width: str) -> None:
-    """Print processor seconds and operations a patient, and parameters."""
+    """Print processor seconds a patient of an update, and of its draws.
+
+    Then those of its draws without dropout, which a GPU draws itself;
+    operations a patient; and parameters.
+    """
     settings = DiffusionSettings(hidden=int(width))
     model = hg.Diffusion(hg.ART_SCHEMA, settings, CPU)
     cohort = hg.simulate_art(BATCHES[0])
@@ -177,7 +218,9 @@ def updates(width: str) -> None:
         clocks.append(time.process_time() - clock)
     size = sum(p.numel() for p in model.network.parameters())
     seconds = statistics.median(clocks) / BATCHES[0]
-    say(seconds, counter.get_total_flops() / BATCHES[0], size)
+    drawn = drawing(settings, x, lengths)
+    noise = drawing(replace(settings, dropout=0.0), x, lengths)
+    say(seconds, drawn, noise, counter.get_total_flops() / BATCHES[0], size)
 
 
 CHILDREN = {
@@ -249,14 +292,6 @@ def measure(patients: int, rounds: int) -> dict[str, Any]:
         table = pd.read_parquet(small)
         in_pandas = int(table.memory_usage(deep=True).sum()) / len(table)
         in_parquet = large.stat().st_size / (TIMES * len(table))
-    networks = {}
-    for width in WIDTHS:
-        ((seconds, operations, size),) = child("updates", str(width)).figures
-        networks[str(width)] = {
-            "processor_ms": float(f"{seconds * 1000:.4g}"),
-            "operations": int(operations),
-            "parameters": int(size),
-        }
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "load": load,
@@ -267,8 +302,21 @@ def measure(patients: int, rounds: int) -> dict[str, Any]:
         "reading": {k: median(v) for k, v in read.items()},
         "pandas_bytes_a_row": round(in_pandas, 1),
         "parquet_bytes_a_row": round(in_parquet, 1),
-        "networks": networks,
+        "networks": {str(width): network(width) for width in WIDTHS},
     }
+
+
+def network(width: int) -> dict[str, float]:
+    """Take the figures of an update of a network."""
+    (figures,) = child("updates", str(width)).figures
+    *seconds, operations, size = figures
+    names = ("processor_ms", "drawn_ms", "noise_ms")
+    times = {
+        name: float(f"{value * 1000:.4g}")
+        for name, value in zip(names, seconds, strict=True)
+    }
+    counts = {"operations": int(operations), "parameters": int(size)}
+    return times | counts
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -322,7 +370,34 @@ def measured_table(measured: dict[str, Any]) -> str:
                 ],
                 reading,
             ),
+            _gains(measured),
         ]
+    )
+
+
+def _gains(measured: dict[str, Any]) -> str:
+    """Say in words what two processes, and a larger file, change."""
+
+    def change(before: float, after: float) -> str:
+        return f"{100 * (after / before - 1):+.0f} %"
+
+    def shared(name: str, batch: int) -> str:
+        one, two = (
+            measured["training"][f"{layout}, batch of {batch}"][name]
+            for layout in LAYOUTS
+        )
+        return change(one, two)
+
+    small, large = BATCHES
+    few, many, _ = measured["reading"].values()
+    return (
+        "From one process to two, patients a second change by "
+        f"{shared('patients_a_second', small)} with batches of {small}, and "
+        f"by {shared('patients_a_second', large)} with batches of {large}; "
+        "the processor's time a patient changes by "
+        f"{shared('processor_ms', small)} and {shared('processor_ms', large)}."
+        f" The streamed file grows {TIMES} times, and the peak changes by "
+        f"{change(few['megabytes'], many['megabytes'])}."
     )
 
 
@@ -346,7 +421,11 @@ def planned_table(measured: dict[str, Any]) -> str:
             ["patients", f"{PATIENTS:,}", "the task"],
             ["rows", f"{rows:,}", f"{MONTHS} months each"],
             ["as Parquet", gigabytes("parquet_bytes_a_row"), "measured a row"],
-            ["as a table", gigabytes("pandas_bytes_a_row"), "measured a row"],
+            [
+                "as a table",
+                gigabytes("pandas_bytes_a_row"),
+                "measured a row, labels as categories",
+            ],
             ["as tensors", f"{tensors:.1f} GB", "22 columns, float32"],
             ["reading once", f"{read:.2f} core-hours", "measured a row"],
             ["epochs", f"{PLANNED_EPOCHS}", "**assumed**"],
@@ -359,40 +438,94 @@ def planned_table(measured: dict[str, Any]) -> str:
             ["updates", f"{updates:,}", f"shipped v3: {shipped_updates:,}"],
         ],
     )
-    columns = []
-    for width in WIDTHS:
-        network = measured["networks"][str(width)]
-        cores = visits * network["processor_ms"] / 1000 / 3600
-        cores += PLANNED_EPOCHS * read
-        compute = visits * network["operations"] / GPU_FLOPS / 3600
-        launch = updates * GPU_UPDATE / 3600
-        feed = PLANNED_EPOCHS * read / CORES
-        gpu = max(compute, launch, feed)
-        on_cpus = f"at an **assumed** USD {CORE_PRICE:.2f} a core-hour"
-        on_gpu = f"at an **assumed** USD {GPU_PRICE:.2f} a GPU-hour"
-        columns.append(
-            {
-                "parameters": f"{network['parameters'] / 1e6:.2f} million",
-                "checkpoint": (
-                    f"{network['parameters'] * 4 * COPIES / 1e6:.0f} MB"
-                ),
-                "operations a patient and update": (
-                    f"{network['operations'] / 1e6:,.0f} million"
-                ),
-                "on CPUs": f"{cores:,.0f} core-hours",
-                on_cpus: f"USD {cores * CORE_PRICE:,.2f}",
-                "on a GPU, computing": f"{compute * 60:.1f} minutes",
-                "on a GPU, launching": f"{launch * 60:.1f} minutes",
-                f"on a GPU, {CORES} cores reading": f"{feed * 60:.1f} minutes",
-                "the longest of the three": f"{gpu:.2f} GPU-hours",
-                on_gpu: f"USD {gpu * GPU_PRICE:,.2f}",
-            }
-        )
-    network = markdown(
+    plans = [plan(measured, width) for width in WIDTHS]
+    networks = markdown(
         ["network", *(f"width {width}" for width in WIDTHS)],
-        [[name, *(c[name] for c in columns)] for name in columns[0]],
+        [[name, *(p[name] for p in plans)] for name in plans[0]],
     )
-    return f"{data}\n\n{network}"
+    return f"{data}\n\n{networks}\n\n{_command(read)}"
+
+
+def price_of_sharing(measured: dict[str, Any]) -> float:
+    """How much of the processor two processes take, against one."""
+    one, two = (
+        measured["training"][f"{layout}, batch of {BATCHES[-1]}"]
+        for layout in LAYOUTS
+    )
+    return two["processor_ms"] / one["processor_ms"]
+
+
+def plan(measured: dict[str, Any], width: int) -> dict[str, str]:
+    """Work out what training a network on the planned cohort takes."""
+    network = measured["networks"][str(width)]
+    visits = PATIENTS * PLANNED_EPOCHS
+    updates = -(-PATIENTS // PLANNED_BATCH) * PLANNED_EPOCHS
+    streamed = list(measured["reading"].values())[1]
+    # Hours of a core for all visits, as everything else without a unit.
+    read = visits * MONTHS / 1e6 * streamed["processor_s_a_million"] / 3600
+    train, draw, noise = (
+        visits * network[name] / 1000 / 3600
+        for name in ("processor_ms", "drawn_ms", "noise_ms")
+    )
+    # What two processes take includes two draws; each further one adds one.
+    two = train * price_of_sharing(measured) + read
+    cores = two + (CORES - 2) * draw
+    # n * draw is half of two + (n - 2) * draw.
+    half = math.ceil(two / draw - 2)
+    compute = visits * network["operations"] / GPU_FLOPS / 3600
+    launch = updates * GPU_UPDATE / 3600
+    gpu = max(noise + max(compute, launch), read / CORES)
+    size = network["parameters"] * 4  # bytes of weights, or of gradients
+    # A ring of two sends all gradients once each way.
+    exchange = updates * size * 8 / NETWORK / 3600
+    pair = max(noise + max(compute / 2, launch) + exchange, read / CORES / 2)
+    on_cpus = f"at an **assumed** USD {CORE_PRICE:.2f} a core-hour"
+    on_gpu = f"at an **assumed** USD {GPU_PRICE:.2f} a GPU-hour"
+    return {
+        "parameters": f"{network['parameters'] / 1e6:.2f} million",
+        "checkpoint": f"{size * COPIES / 1e6:.0f} MB",
+        "operations a patient and update": (
+            f"{network['operations'] / 1e6:,.0f} million"
+        ),
+        "on one core": f"{train + read:,.1f} hours",
+        f"on {CORES} cores, a process each": f"{cores / CORES:.1f} hours",
+        on_cpus: f"USD {cores * CORE_PRICE:,.2f}",
+        "drawing takes half of the time with": f"{half} processes",
+        f"on a GPU, computing at an **assumed** {GPU_FLOPS / 1e12:.0f} "
+        "trillion operations a second": f"{compute * 60:.1f} minutes",
+        f"on a GPU, launching at an **assumed** {GPU_UPDATE * 1000:.0f} ms an "
+        "update": f"{launch * 60:.1f} minutes",
+        "on a GPU, a core drawing noise": f"{noise * 60:.1f} minutes",
+        f"on a GPU, {CORES} cores reading": (
+            f"{read / CORES * 60:.1f} minutes"
+        ),
+        "on a GPU, in all": f"{gpu * 60:.1f} minutes",
+        on_gpu: f"USD {gpu * GPU_PRICE:,.2f}",
+        "gradients an update": f"{size / 1e6:.1f} MB",
+        f"on two computers, exchanging them at an **assumed** "
+        f"{NETWORK / 1e9:.0f} Gbit/s": f"{exchange * 60:.1f} minutes",
+        "on two computers, a GPU each, in all": f"{pair * 60:.1f} minutes",
+    }
+
+
+def _command(read: float) -> str:
+    """Give the planned command; read: core-hours to read the cohort once."""
+    batch = BATCHES[0]
+    updates = -(-PATIENTS // batch) * PLANNED_EPOCHS
+    launch = updates * GPU_UPDATE / 60
+    tool = "tools/train_distributed.py part-*.parquet \\\n    "
+    tool += f"--epochs {PLANNED_EPOCHS} --batch-size {PLANNED_BATCH}"
+    return f"""For a cohort in several files, the first command is for a GPU, \
+and the second for {CORES} cores:
+
+```bash
+torchrun --nproc-per-node 1 {tool} --workers {CORES}
+torchrun --nproc-per-node {CORES} {tool}
+```
+
+On a GPU with the defaults, batches of {batch} and no workers, launching \
+{updates:,} updates would take {launch:.0f} minutes, and reading on the same \
+core {PLANNED_EPOCHS * read * 60:.0f} more."""
 
 
 def main() -> None:

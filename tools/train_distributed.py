@@ -5,7 +5,8 @@
 
 Processes share each batch (DistributedDataParallel), by gloo on CPUs and by
 NCCL on GPUs. An update is that of one process with the whole batch. Rank 0
-saves after each epoch; the same command goes on after an interruption.
+saves before the first epoch and after each; the same command goes on after an
+interruption.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from parquet_stream import ParquetCohort, ParquetPatients, fit_preprocessor
+from parquet_stream import (
+    GROUP_ROWS,
+    ParquetCohort,
+    ParquetPatients,
+    fit_preprocessor,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -186,6 +192,9 @@ def fit(
 ) -> None:
     """Train until so many epochs have been done in all, and save each.
 
+    The history has a record an epoch, with means over its updates: one an
+    update would outgrow a checkpoint's header.
+
     Parameters
     ----------
     model : Diffusion
@@ -197,60 +206,136 @@ def fit(
     epochs : int
         Global: a model resumed at 1 and told 3 does 2 more.
     path : path
-        Where rank 0 saves.
+        Where rank 0 saves; folders are made. It saves at once, so that a
+        wrong place costs no epoch.
     workers : int
-        Processes that read for each rank, besides it if 0.
+        Processes that read for each rank; if 0, it reads itself.
 
     Raises
     ------
     ValueError
-        If the batch cannot be dealt out, or the model knows other data.
+        If batch or row groups cannot be dealt out, or the model was trained
+        on other data or in another way.
+    OSError
+        If there is no saving at the path.
     """
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    if batch_size < 1 or batch_size % ranks:
-        raise ValueError(
-            f"a batch of {batch_size} cannot be dealt out to {ranks} processes"
+    check_shares(len(data.cohort), batch_size, workers)
+    identify(model, data, batch_size)
+    if rank == 0 and model.epoch >= epochs:
+        print(
+            f"nothing to do: {path} is at epoch {model.epoch} already, and "
+            f"asked for is epoch {epochs}",
+            flush=True,
         )
-    if model.fingerprint not in ("", data.cohort.fingerprint):
-        raise ValueError(
-            f"this model was trained for {model.epoch} epochs on other data; "
-            "resume with the same files, or start a new model"
-        )
-    model.fingerprint = data.cohort.fingerprint
-    nothing = (
-        torch.zeros(0, data.months, model.schema.width),
-        torch.zeros(0, dtype=torch.int64),
-    )
+    elif rank == 0:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
     while model.epoch < epochs:
-        started = time.perf_counter()
         data.set_epoch(model.epoch)
-        loader = iter(
-            DataLoader(data, batch_size // ranks, num_workers=workers)
-        )
-        statics: Counter[tuple[float, ...]] = Counter()
-        patients = 0
-        while True:
-            real, lengths = next(loader, nothing)
-            record = model.train_step(real, lengths)
-            if not record:
-                break
-            facts = {"epoch": model.epoch + 1, "length": data.months}
-            model.history.append(facts | record)
-            patients += model.batch.patients
-            first = real[:, 0, model.static_columns]
-            statics.update(map(tuple, first.tolist()))
-        model.epoch += 1
-        seconds = time.perf_counter() - started
-        model.seconds += seconds
-        model.joint = counted(statics, model)
+        loader = DataLoader(data, batch_size // ranks, num_workers=workers)
+        patients, seconds = train_epoch(model, loader, data.months)
         if rank == 0:
             model.save(path)
             print(
                 f"epoch {model.epoch}: {patients:,} patients in "
-                f"{seconds:.1f} s, loss {model.history[-1]['loss']:.3f}",
+                f"{model.history[-1]['updates']:,} updates and "
+                f"{seconds:.1f} s, mean loss {model.history[-1]['loss']:.3f}",
                 flush=True,
             )
         dist.barrier()  # nobody reads on before the epoch is safe
+
+
+def check_shares(row_groups: int, batch_size: int, workers: int) -> None:
+    """Refuse what cannot be dealt out to all processes; raises as `fit`."""
+    ranks = dist.get_world_size()
+    if batch_size < 1 or batch_size % ranks:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be dealt out to {ranks} processes"
+        )
+    readers = ranks * max(1, workers)
+    if row_groups < readers:
+        raise ValueError(
+            f"{row_groups} row groups cannot be dealt out to {readers} "
+            f"readers, {max(1, workers)} for each of {ranks} processes: some "
+            "would have nobody, and batches be smaller than asked for. Write "
+            "the file with smaller row groups, as with to_parquet(..., "
+            f"row_group_size={GROUP_ROWS:_}), or start fewer readers"
+        )
+
+
+def identify(model: Diffusion, data: ParquetPatients, batch_size: int) -> None:
+    """Note what a new model is trained on; refuse to resume on another.
+
+    Raises
+    ------
+    ValueError
+        Naming the choice that differs.
+    """
+    fingerprint = [None]
+    if dist.get_rank() == 0:
+        fingerprint = [data.cohort.fingerprint()]
+    dist.broadcast_object_list(fingerprint)
+    if model.fingerprint not in ("", *fingerprint):
+        raise ValueError(
+            f"this model was trained for {model.epoch} epochs on other data; "
+            "resume with the same files, or start a new model"
+        )
+    (model.fingerprint,) = fingerprint
+    choices = {
+        "batch_size": batch_size,
+        "months": data.months,
+        "buffer": data.buffer,
+        "seed": data.seed,
+    }
+    trained = model.provenance.setdefault("training", choices)
+    for name, choice in choices.items():
+        if trained[name] != choice:
+            raise ValueError(
+                f"this model was trained for {model.epoch} epochs with "
+                f"{name} {trained[name]}, and {choice} is asked for; resume "
+                "with the same, or start a new model"
+            )
+
+
+def train_epoch(
+    model: Diffusion, loader: DataLoader, months: int
+) -> tuple[int, float]:
+    """Train on all patients of all processes, and note it in the model.
+
+    Returns
+    -------
+    int, float
+        How many patients there were, and the seconds that they took.
+    """
+    nothing = (
+        torch.zeros(0, months, model.schema.width),
+        torch.zeros(0, dtype=torch.int64),
+    )
+    started = time.perf_counter()
+    batches = iter(loader)
+    statics: Counter[tuple[float, ...]] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
+    patients = updates = 0
+    while True:
+        real, lengths = next(batches, nothing)
+        record = model.train_step(real, lengths)
+        if not record:
+            break
+        for name, value in record.items():
+            sums[name] += value
+        updates += 1
+        patients += model.batch.patients
+        first = real[:, 0, model.static_columns]
+        statics.update(map(tuple, first.tolist()))
+    model.epoch += 1
+    facts = {"epoch": model.epoch, "length": months, "updates": updates}
+    means = {name: value / updates for name, value in sums.items()}
+    model.history.append(facts | means)
+    model.joint = counted(statics, model)
+    seconds = time.perf_counter() - started
+    model.seconds += seconds
+    return patients, seconds
 
 
 def counted(

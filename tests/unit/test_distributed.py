@@ -40,7 +40,7 @@ from parquet_stream import (
 )
 from scaling import PAGE, measured_table, planned_table
 from simulated_cohort import section
-from train_distributed import Diffusion, fit
+from train_distributed import Diffusion, check_shares, fit, main
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_distributed.py"
 MONTHS = 17
@@ -55,11 +55,15 @@ def ragged_table(patients=23, seed=0):
     return table[table["hour"] < last].reset_index(drop=True)
 
 
-def written(folder, table, rows=10, cut=None):
-    """Write a table to two files, in row groups that cut patients."""
+def written(folder, table, rows=10, cut=None, convert=lambda part: part):
+    """Write a table to two files, in row groups that cut patients.
+
+    With a conversion, the second file is of other types than the first.
+    """
     cut = len(table) // 2 if cut is None else cut
     paths = [folder / "a.parquet", folder / "b.parquet"]
-    for path, part in zip(paths, (table[:cut], table[cut:]), strict=True):
+    parts = table[:cut], convert(table[cut:])
+    for path, part in zip(paths, parts, strict=True):
         arrow = pa.Table.from_pandas(part, preserve_index=False)
         pq.write_table(arrow, path, row_group_size=rows)
     return paths
@@ -105,6 +109,34 @@ def test_two_ranks_serve_each_patient_once_as_transform_gives_it(
         parts = [served(data) for data in ranks]
         assert sum(parts, Counter()) == expected(table, prep)
         assert rows == 1000 or all(parts)
+
+
+def test_months_of_a_patient_may_come_in_any_order(tmp_path):
+    table = ragged_table()
+    prep = hg.Preprocessor(MADE_UP).fit(table)
+    mixed_up = table.sample(frac=1, random_state=0).sort_values(
+        "stay", kind="stable"
+    )
+    data = ParquetPatients(cohort_of(tmp_path, mixed_up), prep, MONTHS)
+    assert served(data) == expected(table, prep)
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"ward": "category", "ventilated": object},
+        {"stay": "int32", "hour": "int8"},
+        {"stay": "Int64", "hour": "Int32", "lactate": "Float64"},
+        {"ward": pd.ArrowDtype(pa.large_string())},
+        {"ward": pd.ArrowDtype(pa.string_view())},
+    ],
+)
+def test_files_may_differ_in_types_where_they_cut_a_patient(tmp_path, types):
+    table = ragged_table()
+    prep = hg.Preprocessor(MADE_UP).fit(table)
+    cohort = cohort_of(tmp_path, table, convert=lambda t: t.astype(types))
+    data = ParquetPatients(cohort, prep, MONTHS)
+    assert served(data) == expected(table, prep)
 
 
 def test_workers_of_a_loader_share_what_a_rank_serves(tmp_path):
@@ -177,6 +209,12 @@ def swapped(table):
         (swapped, "begins with stay"),
         (lambda t: t.drop(columns="ward"), "column ward is missing"),
         (lambda t: t[:0], "no rows"),
+        (
+            lambda t: t.assign(ventilated=t["ventilated"] == "yes"),
+            r"ventilated is bool; .*table\[\"ventilated\"\].astype\(str\)",
+        ),
+        (lambda t: t.assign(lactate=t["lactate"].astype(str)), "astype.float"),
+        (lambda t: t.assign(stay=t["stay"] + 0.5), "astype.int"),
     ],
 )
 def test_a_file_that_cannot_be_streamed_is_refused(tmp_path, broken, message):
@@ -188,28 +226,108 @@ def test_a_file_without_statistics_is_refused(tmp_path):
     table = pa.Table.from_pandas(ragged_table())
     path = tmp_path / "a.parquet"
     pq.write_table(table, path, write_statistics=False)
-    with pytest.raises(TableError, match="no minimum and maximum of lactate"):
+    with pytest.raises(TableError, match="no minimum and maximum of stay"):
+        ParquetCohort([path], MADE_UP)
+
+
+def test_a_file_that_was_cut_short_is_named(tmp_path):
+    paths = written(tmp_path, ragged_table())
+    paths[1].write_bytes(paths[1].read_bytes()[:-100])
+    with pytest.raises(TableError, match="b.parquet: not a whole Parquet"):
+        ParquetCohort(paths, MADE_UP)
+
+
+def test_row_groups_that_memory_may_not_hold_bring_a_warning(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = made_up_table(MADE_UP, 10_000, MONTHS, seed=0)
+    table.to_parquet(path)
+    with pytest.warns(UserWarning, match="row group 0 has 170,000 rows"):
         ParquetCohort([path], MADE_UP)
 
 
 @pytest.mark.parametrize(
-    ("broken", "months", "message"),
+    ("column", "value", "message"),
     [
-        (swapped, MONTHS, "stay 26 comes after 27"),
-        (lambda t: t.drop(index=3), MONTHS, "stay 5 lacks a month"),
-        (lambda t: t[t["hour"] > 0], MONTHS, "0 to 16 are expected"),
-        (lambda t: t, MONTHS - 1, "0 to 15 are expected"),
+        ("lactate", -1.0, "lactate: below 0 value -1 in row 7 "),
+        ("lactate", np.inf, "lactate: infinite value inf in row 7 "),
+        ("base_excess", -np.inf, "base_excess: infinite value -inf in row 7 "),
+        ("lactate", None, "lactate: missing value nan in row 7 "),
+        ("ward", None, "ward: unknown label nan in row 7 "),
     ],
 )
-def test_a_table_that_cannot_be_folded_is_refused(
-    tmp_path, broken, months, message
+def test_the_footer_leads_to_a_bad_row_before_training(
+    tmp_path, column, value, message
 ):
+    table = ragged_table()
+    table.loc[57, column] = value
+    where = r"a.parquet: row group 5: "
+    patient = rf"\(patient {table['stay'][57]}, month {table['hour'][57]}\)"
+    with pytest.raises(TableError, match=where + message + patient):
+        cohort_of(tmp_path, table)
+
+
+def test_a_column_without_any_value_is_refused(tmp_path):
+    table = ragged_table().assign(lactate=np.nan)
+    with pytest.raises(TableError, match="group 0: lactate: missing value"):
+        cohort_of(tmp_path, table)
+
+
+@pytest.mark.parametrize("month", [-1, MONTHS, 202412])
+def test_a_month_out_of_range_is_refused_before_training(tmp_path, month):
+    table = ragged_table()
+    prep = hg.Preprocessor(MADE_UP).fit(table)
+    table.loc[57, "hour"] = month
+    cohort = cohort_of(tmp_path, table)
+    wrong = rf"a.parquet: row group 5: hour: .* 0 to 16 .*in row 7 .*{month}\)"
+    with pytest.raises(TableError, match=wrong):
+        ParquetPatients(cohort, prep, MONTHS)
+
+
+def test_as_many_months_as_asked_for_are_accepted(tmp_path):
+    cohort = cohort_of(tmp_path, ragged_table())
+    cohort.check_months(MONTHS)
+    with pytest.raises(TableError, match="0 to 15 are expected"):
+        cohort.check_months(MONTHS - 1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (swapped, "stay 26 comes after 27"),
+        (lambda t: t.drop(index=3), "row group 0: hour: stay 5 lacks a month"),
+        (lambda t: t[t["hour"] > 0], "stay 5 lacks a month"),
+        (lambda t: t.replace("W03", "W99"), "row group 0: ward: unknown lab"),
+    ],
+)
+def test_a_table_that_cannot_be_folded_is_refused(tmp_path, broken, message):
     table = ragged_table()
     prep = hg.Preprocessor(MADE_UP).fit(table)
     broken = broken(table)
     cohort = cohort_of(tmp_path, broken, rows=10_000, cut=len(broken))
-    with pytest.raises(TableError, match=message):
-        list(ParquetPatients(cohort, prep, months))
+    with pytest.raises(TableError, match=f"a.parquet: .*{message}"):
+        list(ParquetPatients(cohort, prep, MONTHS))
+
+
+def test_a_sample_that_breaks_the_schema_is_refused_by_row_group(tmp_path):
+    table = ragged_table().replace("W03", "W99")
+    with pytest.raises(TableError, match=r"parquet: row group \d+: ward: unk"):
+        fit_preprocessor(cohort_of(tmp_path, table))
+
+
+def test_the_fingerprint_is_that_of_all_values(tmp_path):
+    table = ragged_table()
+    others = {"yes": "no", "no": "yes"}
+    tables = {
+        "first": table,
+        "moved": table,
+        "swapped": table.assign(ventilated=table["ventilated"].map(others)),
+    }
+    prints = {}
+    for name, content in tables.items():
+        (tmp_path / name).mkdir()
+        cohort = cohort_of(tmp_path / name, content, rows=1000)
+        prints[name] = cohort.fingerprint()
+    assert prints["first"] == prints["moved"] != prints["swapped"]
 
 
 def test_a_rank_that_is_none_and_an_empty_buffer_are_refused(tmp_path):
@@ -358,6 +476,113 @@ def process(rank, folder, results):
     dist.destroy_process_group()
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """Be the only process of a group, with a cohort to train on."""
+    place = f"file://{tmp_path}/rendezvous"
+    dist.init_process_group("gloo", place, rank=0, world_size=1)
+    yield cohort_of(tmp_path, ragged_table())
+    dist.destroy_process_group()
+
+
+def patients_in(cohort, **options):
+    prep = fit_preprocessor(cohort)
+    return ParquetPatients(cohort, prep, **{"months": MONTHS} | options)
+
+
+def test_fit_shuffles_each_epoch_and_keeps_a_record_of_it(
+    alone, tmp_path, monkeypatch
+):
+    model, data = joined(), patients_in(alone)
+    seen, records = [], []
+    step = model.train_step
+
+    def noted(real, lengths):
+        record = step(real, lengths)
+        seen.extend(x.numpy().tobytes() for x in real)
+        records.extend([record] * bool(record))
+        return record
+
+    monkeypatch.setattr(model, "train_step", noted)
+    fit(model, data, 8, 2, tmp_path / "new" / "folder" / "v3")
+    first, second = seen[:23], seen[23:]
+    assert first != second and sorted(first) == sorted(second)
+    assert [record["updates"] for record in model.history] == [3, 3]
+    assert [record["epoch"] for record in model.history] == [1, 2]
+    for record, updates in zip(
+        model.history, (records[:3], records[3:]), strict=True
+    ):
+        mean = np.mean([update["loss"] for update in updates])
+        assert record["loss"] == pytest.approx(mean)
+
+
+def test_a_finished_training_says_that_there_is_nothing_to_do(
+    alone, tmp_path, capsys
+):
+    model, data = joined(), patients_in(alone)
+    fit(model, data, 23, 1, tmp_path / "v3")
+    capsys.readouterr()
+    fit(model, data, 23, 1, tmp_path / "v3")
+    assert "nothing to do: " in capsys.readouterr().out
+    assert model.epoch == 1
+
+
+def test_a_training_stopped_in_its_first_epoch_begins_again(
+    alone, tmp_path, monkeypatch
+):
+    model, data = joined(), patients_in(alone)
+    monkeypatch.setattr(model, "train_step", lambda *batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(model, data, 8, 1, tmp_path / "stopped")
+    again = Diffusion.load(tmp_path / "stopped", MADE_UP, torch.device("cpu"))
+    again.share()
+    straight = joined()
+    fit(again, data, 8, 1, tmp_path / "stopped")
+    fit(straight, data, 8, 1, tmp_path / "straight")
+    assert torch.equal(weights(again), weights(straight))
+
+
+def test_a_place_that_takes_no_checkpoint_costs_no_epoch(alone, tmp_path):
+    model = joined()
+    (tmp_path / "v3").mkdir()
+    for path in (tmp_path / "v3", tmp_path / "a.parquet" / "v3"):
+        with pytest.raises(OSError, match=str(path.parent)):
+            fit(model, patients_in(alone), 8, 1, path)
+    assert model.epoch == 0 and not model.history
+
+
+def test_readers_without_a_row_group_are_refused(alone, tmp_path):
+    fits = len(alone)
+    check_shares(fits, 8, fits)
+    with pytest.raises(ValueError, match="row_group_size=15_360"):
+        fit(joined(), patients_in(alone), 8, 1, tmp_path / "v3", fits + 1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "value"),
+    [("months", MONTHS + 1), ("buffer", 7), ("seed", 7), ("batch_size", 7)],
+)
+def test_a_training_is_not_resumed_in_another_way(
+    alone, tmp_path, choice, value
+):
+    model = joined()
+    fit(model, patients_in(alone), 23, 1, tmp_path / "v3")
+    again = Diffusion.load(tmp_path / "v3", MADE_UP, torch.device("cpu"))
+    options = {choice: value}
+    batch_size = options.pop("batch_size", 23)
+    with pytest.raises(ValueError, match=f"1 epochs with {choice} .*{value}"):
+        fit(again, patients_in(alone, **options), batch_size, 2, tmp_path)
+
+
+def test_a_training_is_not_resumed_on_other_data(alone, tmp_path):
+    model = joined()
+    fit(model, patients_in(alone), 23, 1, tmp_path / "v3")
+    (tmp_path / "other").mkdir()
+    other = cohort_of(tmp_path / "other", ragged_table(seed=1))
+    with pytest.raises(ValueError, match="1 epochs on other data"):
+        fit(model, patients_in(other), 23, 2, tmp_path / "v3")
+
+
 def refused(act):
     try:
         act()
@@ -437,6 +662,40 @@ def test_what_cannot_be_shared_is_refused(two):
     assert "2 epochs on other data" in found["other"]
 
 
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run the tool as torchrun does with one process; the model it leaves."""
+    path = tmp_path / "art.parquet"
+    hg.load_art("simulated", 40).to_parquet(path, row_group_size=500)
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # Port 0 is any that is free.
+    for name, value in [("RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", 0)]:
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+
+    def run(state, epochs):
+        line = f"{TOOL} {path} --epochs {epochs} --checkpoint {state}"
+        monkeypatch.setattr(sys, "argv", [*line.split(), "--batch-size", "20"])
+        main()
+        return hg.Diffusion.load(state, hg.ART_SCHEMA, cpu)
+
+    return run
+
+
+def test_the_same_command_resumes_a_training(command, tmp_path, capsys):
+    command(tmp_path / "resumed", 1)
+    assert "epoch 1: 40 patients" in capsys.readouterr().out
+    resumed = command(tmp_path / "resumed", 2)
+    printed = capsys.readouterr().out
+    assert "epoch 2: 40 patients" in printed and "epoch 1" not in printed
+    straight = command(tmp_path / "straight", 2)
+    assert torch.equal(weights(straight), weights(resumed))
+    assert straight.history == resumed.history and len(resumed.history) == 2
+    choices = {"batch_size": 20, "months": 60, "buffer": 4096, "seed": 42}
+    assert resumed.provenance["training"] == choices
+
+
 @pytest.mark.slow
 def test_torchrun_trains_on_the_cohort_of_the_book(tmp_path):
     path, state = tmp_path / "art.parquet", tmp_path / "v3.safetensors"
@@ -452,9 +711,10 @@ def test_torchrun_trains_on_the_cohort_of_the_book(tmp_path):
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert re.search(r"epoch 1: 40 patients in .* s, loss", done.stdout)
+    line = r"epoch 1: 40 patients in \d updates and .* s, mean loss"
+    assert re.search(line, done.stdout)
     model = hg.Diffusion.load(state, hg.ART_SCHEMA)
-    assert model.joint[1].sum() == 40 and len(model.history) >= 2
+    assert model.joint[1].sum() == 40 and model.history[0]["updates"] >= 2
     fake = model.sample(2, 60, steps=2)
     prep = hg.Preprocessor.from_dict(
         {"schema": hg.ART_SCHEMA.to_dict()} | model.provenance
