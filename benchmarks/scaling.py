@@ -357,7 +357,7 @@ def measured_table(measured: dict[str, Any]) -> str:
                     "training",
                     "patients a second",
                     "processor ms a patient",
-                    "peak MB of a process",
+                    "peak MB each",
                 ],
                 training,
             ),
