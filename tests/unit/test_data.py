@@ -223,7 +223,10 @@ def refusals():
         "503": (answer(page, status=503), "answered 503"),
         "redirect nowhere": (answer(status=302), "answered 302"),
         "redirect to html": (redirect("/x", answer(page)), "web page"),
-        "redirect to 403": (redirect("/x", answer(status=403)), "403"),
+        "redirect to 403": (
+            redirect("/x", answer(status=403)),
+            "answered 403",
+        ),
         "redirect in a circle": (redirect("/x"), "redirects"),
     }
 
@@ -395,13 +398,19 @@ def test_kill_leaves_no_cached_file(small, server, tmp_path, small_is_all):
     assert_frame_equal(table, small[0], rtol=1e-12)
 
 
+def first_patient(whole):
+    """Cut a file after its first patient: what is left is a right table."""
+    return b"".join(whole.splitlines(keepends=True)[:61])
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (lambda whole: whole[: len(whole) // 2], "rows"),
+        (lambda whole: whole[: len(whole) // 2], "it has 60 rows"),
+        (first_patient, "it has 60 rows"),
         (lambda whole: b"", "cannot be read"),
         (lambda whole: b"<html>", "web page"),
-        (lambda whole: whole.replace(b",0,7\n", b",0,6\n"), "Timestep"),
+        (lambda whole: whole.replace(b",0,7\n", b",0,6\n"), "occurs twice"),
         (lambda whole: whole.replace(b",1,7\n", b",,7\n"), "row 67"),
     ],
 )

@@ -220,19 +220,19 @@ LINES = {
     "speaks no HTTP": (lambda body: gibberish, "no connection"),
     "announces too little": (
         lambda body: answer(body, length=len(body) // 2),
-        "cut short|columns|cell",
+        "it has 60 rows",
     ),
     "announces a word": (
         lambda body: answer(body[:99], length="x"),
-        "could not",
+        "invalid literal for int",
     ),
     "announces less than nothing": (
         lambda body: answer(body[:99], length=-5),
-        "could not",
+        "columns are not the published",
     ),
     "packs what is no gzip": (
         lambda body: answer(body, **{"Content-Encoding": "gzip"}),
-        "gzip",
+        "failed to decode",
     ),
 }
 
@@ -243,7 +243,7 @@ def test_faulty_line(case, server, small, small_is_all, tmp_path):
     server.answer = make(small[1])
     start = time.monotonic()
     message = refused_download(tmp_path / "cache")
-    assert any(words in message for words in why.split("|")), message
+    assert why in message
     assert time.monotonic() - start < 10
 
 
