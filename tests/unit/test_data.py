@@ -795,7 +795,7 @@ LAB_CELLS = {
     "NaN": "missing value",
     "NA": "missing value",
     "-0.01": "below 0",
-    "-5": "below 0",
+    "-5": "(1 in all); correct it, or leave the patient out",
     "inf": "infinite",
     "-inf": "infinite",
     "<50": "is no number; correct it, or leave the patient out",
