@@ -8,8 +8,11 @@ doi:10.6084/m9.figshare.22827878, CC BY 4.0).
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ FIGSHARE_URL = "https://ndownloader.figshare.com/files/40584980"
 FIGSHARE_NAME = "HealthGymV2_CbdrhDatathon_ART4HIV.csv"
 FIGSHARE_ROWS = 534_960
 FIGSHARE_MONTHS = 60  # for each of 8,916 patients
+MOST_BYTES = 2**28  # of a download; several times the published file
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of the body
 WAYS_OUT = (
     f"What to do: try again later; or get {FIGSHARE_URL} with a browser and "
@@ -44,6 +48,9 @@ WANTED_FORMAT = (
     "pandas.read_csv and your own options, and pass the table to "
     "healthgym_utils.data.decode_table"
 )
+MEND_CELL = "correct it, or leave the patient out"
+LONGEST_HEADER = 2**22  # bytes
+PIECE = 2**20  # cells of a file that are read at a time
 
 
 class DataError(ValueError):
@@ -94,8 +101,9 @@ def load_art(
 
     Notes
     -----
-    Memory grows with the rows of a file, and with nothing else: 10 million
-    need 3.5 GB at the peak, and a minute; ``benchmarks/load_csv.py``.
+    Memory grows with the rows of a file, and not with the columns that are
+    left out: 10 million rows need 3.5 GB at the peak, and a minute;
+    ``benchmarks/load_csv.py``.
     """
     whole = isinstance(n_patients, Integral) and n_patients > 0
     if n_patients is not None and not whole:
@@ -104,12 +112,19 @@ def load_art(
     if source == "simulated":
         size = {} if n_patients is None else {"n_patients": int(n_patients)}
         return simulate_art(**size, seed=seed)
-    if source == "figshare":
-        table, name = _load_figshare(cache), "figshare"
-    else:
-        table, name = _load_file(source), "local file"
-    if n_patients is not None:
-        table = _first_patients(table, int(n_patients))
+    try:
+        if source == "figshare":
+            table, name = _load_figshare(cache), "figshare"
+        else:
+            table, name = _load_file(source), "local file"
+        if n_patients is not None:
+            table = _first_patients(table, int(n_patients))
+    except MemoryError as error:
+        raise DataError(
+            f"{source}: this table does not fit into memory. What to do: take "
+            "a machine with more of it; or split the file by patients, and "
+            "load one part at a time"
+        ) from error
     table.attrs["source"] = name
     return table
 
@@ -142,19 +157,14 @@ def decode_table(raw: pd.DataFrame) -> pd.DataFrame:
     if not isinstance(raw, pd.DataFrame):
         kind = type(raw).__name__
         raise DataError(f"expected a pandas DataFrame, got {kind}")
+    _check_columns(list(raw.columns))
     table = raw.rename(columns=_tidy_name)
-    for name in COLUMNS:
-        count = list(table.columns).count(name)
-        if count != 1:
-            what = "missing" if count == 0 else f"there {count} times"
-            there = ", ".join(map(str, raw.columns))
-            hint = f". {WANTED_FORMAT}" if len(raw.columns) == 1 else ""
-            raise DataError(
-                f"{name}: this column is {what}; got {there}{hint}"
-            )
     if table.empty:
         raise DataError("the table is empty: it has no rows")
     table = table[COLUMNS]
+    # Texts, as nothing else can be done with a signaling NaN of decimal.
+    odd = [name for name in COLUMNS if _is_incomparable(table[name])]
+    table = table.assign(**{name: table[name].map(str) for name in odd})
     # An index may share its name with a column, which pandas cannot sort by.
     table.index = table.index.set_names([None] * table.index.nlevels)
     ids = ART_FULL_SCHEMA.ids
@@ -175,7 +185,7 @@ def decode_table(raw: pd.DataFrame) -> pd.DataFrame:
     try:
         ART_FULL_SCHEMA.validate(tidy)
     except TableError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{error}; {MEND_CELL}") from error
     _check_months(tidy)
     return tidy.reset_index(drop=True)
 
@@ -245,8 +255,20 @@ def _known(source: str | os.PathLike, where: str = "") -> str | Path:
     if isinstance(source, str):
         if source in SOURCES:
             return source
-        path = Path(source).expanduser()
-        if path.suffix or (source and os.path.exists(path)):
+        try:
+            path = Path(source).expanduser()
+        except RuntimeError as error:  # ~name, and there is no such user
+            raise DataError(
+                f"{_clip(source)}{where}: there is no such home folder; "
+                "give the whole path"
+            ) from error
+        is_there = bool(source) and os.path.exists(path)
+        if "://" in source and not is_there:
+            raise DataError(
+                f"{_clip(source)}{where}: addresses are not taken; download "
+                "the file first, and give its path"
+            )
+        if path.suffix or is_there:
             return path
     raise DataError(
         f"unknown source {source!r}{where}: choose one of "
@@ -333,12 +355,28 @@ class _CheckedDownloader(pooch.HTTPDownloader):
 
     def __call__(self, url: str, output_file: str, *args: Any) -> None:
         try:
-            super().__call__(url, output_file, *args)
+            self._download(url, output_file, *args)
         except requests.RequestException:  # once more, as networks hiccup
-            super().__call__(url, output_file, *args)
+            self._download(url, output_file, *args)
         _read_published(output_file)
         # Temporary files are private; a cache may serve a whole classroom.
         os.chmod(output_file, 0o644)
+
+    def _download(self, url: str, output_file: str, *args: Any) -> None:
+        with _CappedFile(open(output_file, "wb", buffering=0)) as file:
+            super().__call__(url, file, *args)
+
+
+class _CappedFile(io.BufferedWriter):
+    """Take no more than a download may have, or it would fill the disk."""
+
+    def write(self, piece: bytes) -> int:
+        if self.tell() + len(piece) > MOST_BYTES:
+            raise DataError(
+                f"the server sent more than {MOST_BYTES:,} bytes, which the "
+                "published file does not have"
+            )
+        return super().write(piece)
 
 
 def _check_status(response: requests.Response, **_: Any) -> None:
@@ -363,10 +401,12 @@ def _why(error: Exception) -> str:
 
 def _read_published(path: str | os.PathLike) -> pd.DataFrame:
     """Read the file that figshare serves, and nothing less."""
-    raw = _read_csv(path)
-    if list(map(_tidy_name, raw.columns)) != COLUMNS:
-        there = ", ".join(raw.columns[:20])
-        raise DataError(f"its columns are not the published 15: {there}")
+    header = _read_header(path)
+    if list(map(_tidy_name, header)) != COLUMNS:
+        raise DataError(
+            f"its columns are not the published 15: {_listed(header)}"
+        )
+    raw = _read_rows(path, header)
     if len(raw) != FIGSHARE_ROWS:
         raise DataError(
             f"it has {len(raw):,} rows, the published file has "
@@ -380,25 +420,132 @@ def _read_published(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def _read_csv(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a CSV file as it is, equal column names included."""
+    """Read what is wanted of a CSV file, equal column names included."""
+    header = _read_header(path)
+    _check_columns(header)
+    return _read_rows(path, header)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Say in words why a file cannot be read."""
     try:
-        with open(path, "rb") as file:
-            is_page = file.read(512).lstrip().startswith(b"<")
-        if is_page:
-            raise DataError("this is a web page, not a CSV table")
-        # Two lines, so that rows longer than the header are refused here;
-        # pandas would take their first value for the name of the row.
-        header = pd.read_csv(path, header=None, nrows=2, dtype=str)
-        raw = pd.read_csv(path, low_memory=False)
+        yield
     except (DataError, MemoryError):
         raise
     except Exception as error:  # every decompressor has errors of its own
+        why = _clip(str(error).strip())
+        if "out of memory" in why:  # as the parser of pandas says it
+            raise MemoryError(why) from error
         refusal = DataError if isinstance(error, OSError) else _ParseError
-        why = str(error).strip()
         raise refusal(f"this cannot be read as CSV: {why}") from error
+
+
+def _read_header(path: str | os.PathLike) -> list[str]:
+    """Read the names of the columns, as they are in the file."""
+    with _reading():
+        is_plain = os.path.isfile(path) or os.path.isdir(path)
+        if os.path.exists(path) and not is_plain:  # a pipe waits for ever
+            raise DataError(
+                "this is no file, but a pipe or a device; save the table to a "
+                "file, and give its path"
+            )
+        with open(path, "rb") as file:
+            start = file.read(LONGEST_HEADER)
+        if start[:512].lstrip().startswith(b"<"):
+            raise DataError("this is a web page, not a CSV table")
+        if len(start) == LONGEST_HEADER and not re.search(rb"[\r\n]", start):
+            raise _ParseError(
+                f"its first line does not end within {len(start):,} bytes"
+            )
+        # Two lines, so that rows longer than the header are refused here;
+        # pandas would take their first value for the name of the row.
+        first = pd.read_csv(path, header=None, nrows=2, dtype=str)
+        return first.iloc[0].fillna("").tolist()
+
+
+def _read_rows(path: str | os.PathLike, header: list[str]) -> pd.DataFrame:
+    """Read the wanted columns, each as if all were read at once.
+
+    In pieces, as pandas holds all cells of what it reads as text first. Not
+    with ``usecols``, under which it takes rows that are too long.
+    """
+    tidy = list(map(_tidy_name, header))
+    wanted = [k for k, name in enumerate(tidy) if name in COLUMNS]
+    with _reading():
+        pieces = _pieces(path, wanted, len(header), {})
+        kinds = _kinds(pieces)
+        if kinds:
+            pieces.clear()
+            pieces = _pieces(path, wanted, len(header), kinds)
+        raw = pd.concat(pieces, ignore_index=True)
     # pandas renames the second of two equal names, which would hide it.
-    raw.columns = header.iloc[0].fillna("").tolist()
+    raw.columns = [header[k] for k in wanted]
     return raw
+
+
+def _pieces(
+    path: str | os.PathLike, wanted: list[int], width: int, kinds: dict
+) -> list[pd.DataFrame]:
+    """Read the wanted columns of a file a number of rows at a time."""
+    rows = max(PIECE // width, 1)
+    options = {"low_memory": False, "chunksize": rows, "dtype": kinds}
+    with pd.read_csv(path, **options) as reader:
+        return [piece.iloc[:, wanted] for piece in reader]
+
+
+def _kinds(pieces: list[pd.DataFrame]) -> dict[str, type]:
+    """Say as what to read the columns whose pieces differ in kind.
+
+    As pandas would take the whole column: numbers if all are, else text.
+    """
+    kinds = {}
+    for name in pieces[0]:
+        found = {piece[name].dtype for piece in pieces}
+        if len(found) > 1:
+            are_numbers = all(dtype.kind in "iuf" for dtype in found)
+            kinds[name] = float if are_numbers else str
+    return kinds
+
+
+def _check_columns(header: list) -> None:
+    """Refuse a table in which a wanted column is missing or there twice."""
+    names = list(map(_tidy_name, header))
+    for name in COLUMNS:
+        count = names.count(name)
+        if count == 1:
+            continue
+        what = "missing" if count == 0 else f"there {count} times"
+        hint = "; rename or add it" if count == 0 else "; keep one of them"
+        if len(header) == 1:
+            hint = f". {WANTED_FORMAT}"
+        raise DataError(
+            f"{name}: this column is {what}; got {_listed(header)}{hint}"
+        )
+
+
+def _clip(value: Any, longest: int = 200) -> str:
+    """Give a value as text that fits into a message."""
+    text = str(value)
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}... ({len(text):,} characters)"
+
+
+def _listed(names: Iterable[Any], most: int = 40) -> str:
+    """List names in so many words that they fit into a message."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(_clip(name, 80) for name in names[:most]) + more
+
+
+def _is_incomparable(column: pd.Series) -> bool:
+    """Whether pandas cannot even look for the gaps of a column."""
+    try:
+        column.isna()
+    except ArithmeticError:
+        return True
+    return False
 
 
 def _tidy_name(name: Any) -> str:
@@ -421,16 +568,18 @@ def _numbers(table: pd.DataFrame, name: str) -> pd.Series:
         numbers = pd.to_numeric(column.astype(str), errors="coerce")
     numbers = numbers.astype("float64")
     bad = (numbers.isna() & table[name].notna()).to_numpy()
-    _refuse(table, name, bad, "is no number")
+    _refuse(table, name, bad, f"is no number; {MEND_CELL}")
     return numbers
 
 
 def _whole(table: pd.DataFrame, name: str) -> pd.Series:
     """Read a column of identifiers as int64; whole floats will do."""
     numbers = _numbers(table, name)
-    # Past 2**53 a float cannot tell neighbours apart.
-    good = (numbers % 1 == 0) & (numbers.abs() < 2**53)
-    _refuse(table, name, ~good.to_numpy(), "is no whole number")
+    bad = (numbers % 1 != 0).to_numpy()
+    _refuse(table, name, bad, f"is no whole number; {MEND_CELL}")
+    bad = (numbers.abs() >= 2**53).to_numpy()
+    what = "is beyond 2**53, where neighbors read alike; number them anew"
+    _refuse(table, name, bad, what)
     return numbers.astype("int64")
 
 
@@ -459,12 +608,12 @@ def _refuse(
 ) -> None:
     """Refuse a column if any row is bad, naming the first one."""
     if bad.any():
-        first = table[name].iloc[[int(bad.argmax())]]
-        value = repr(str(first.iloc[0]))
-        if first.isna().all():
+        row = table.iloc[[int(bad.argmax())]]
+        value = repr(_clip(row[name].iloc[0]))
+        if row[name].isna().all():
             value = "an empty cell"
-        ids = table[ART_FULL_SCHEMA.ids].astype(object)
-        where = ART_FULL_SCHEMA.locate(ids, bad)
+        ids = row[ART_FULL_SCHEMA.ids].astype(object).map(_clip)
+        where = ART_FULL_SCHEMA.locate(ids, np.array([True]))
         raise DataError(f"{name}: {value} in {where} {what}")
 
 

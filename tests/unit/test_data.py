@@ -223,7 +223,10 @@ def refusals():
         "503": (answer(page, status=503), "answered 503"),
         "redirect nowhere": (answer(status=302), "answered 302"),
         "redirect to html": (redirect("/x", answer(page)), "web page"),
-        "redirect to 403": (redirect("/x", answer(status=403)), "403"),
+        "redirect to 403": (
+            redirect("/x", answer(status=403)),
+            "answered 403",
+        ),
         "redirect in a circle": (redirect("/x"), "redirects"),
     }
 
@@ -347,6 +350,14 @@ def test_server_that_falls_silent(small, server, tmp_path, monkeypatch):
     assert time.monotonic() - start < 5
 
 
+def test_server_that_sends_too_much(small, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MOST_BYTES", 100_000)
+    server.answer = answer(small[1] * 40, length=-1)
+    message = refused_download(tmp_path / "cache")
+    assert "the server sent more than 100,000 bytes" in message
+    assert len(server.paths) == 1
+
+
 def test_interrupt_leaves_nothing(small, server, tmp_path):
     """Ctrl-C, or Interrupt kernel, in the middle of the body."""
     server.answer = hang(small[1] * 40)
@@ -395,13 +406,19 @@ def test_kill_leaves_no_cached_file(small, server, tmp_path, small_is_all):
     assert_frame_equal(table, small[0], rtol=1e-12)
 
 
+def first_patient(whole):
+    """Cut a file after its first patient: what is left is a right table."""
+    return b"".join(whole.splitlines(keepends=True)[:61])
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (lambda whole: whole[: len(whole) // 2], "rows"),
+        (lambda whole: whole[: len(whole) // 2], "it has 60 rows"),
+        (first_patient, "it has 60 rows"),
         (lambda whole: b"", "cannot be read"),
         (lambda whole: b"<html>", "web page"),
-        (lambda whole: whole.replace(b",0,7\n", b",0,6\n"), "Timestep"),
+        (lambda whole: whole.replace(b",0,7\n", b",0,6\n"), "occurs twice"),
         (lambda whole: whole.replace(b",1,7\n", b",,7\n"), "row 67"),
     ],
 )
@@ -548,6 +565,19 @@ def test_unknown_variable_is_refused(monkeypatch):
 )
 def test_unknown_source_is_refused(source):
     with pytest.raises(DataError, match="auto, figshare, simulated, or the"):
+        load_art(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("~nosuchuser/x.csv", "no such home folder; give the whole"),
+        ("https://example.org/x.csv", "addresses are not taken; download"),
+        ("s3://bucket/x", "addresses are not taken; download"),
+    ],
+)
+def test_what_is_no_path_here(source, why):
+    with pytest.raises(DataError, match=f"^{source}: .*{why}"):
         load_art(source)
 
 
@@ -765,10 +795,10 @@ LAB_CELLS = {
     "NaN": "missing value",
     "NA": "missing value",
     "-0.01": "below 0",
-    "-5": "below 0",
+    "-5": "(1 in all); correct it, or leave the patient out",
     "inf": "infinite",
     "-inf": "infinite",
-    "<50": "is no number",
+    "<50": "is no number; correct it, or leave the patient out",
     "12 copies": "is no number",
     '"1,234"': "is no number",
     "12;5": "is no number",
@@ -781,7 +811,9 @@ ID_CELLS = {
     "1.5": "no whole number",
     "inf": "no whole number",
     "P-07": "is no number",
-    "1e17": "no whole number",
+    "1e17": "is beyond 2**53, where neighbors read alike; number them anew",
+    "9007199254740993": "is beyond 2**53",
+    "-1000000000000000000": "is beyond 2**53",
 }
 CELLS = [
     *((lab, cell, why) for lab in LABS for cell, why in LAB_CELLS.items()),
@@ -843,6 +875,7 @@ def test_missing_column(column, rows, tmp_path):
     bad = [row[:at] + row[at + 1 :] for row in rows]
     message = refusal_of(bad, tmp_path)
     assert f"{column}: this column is missing" in message
+    assert message.endswith("; rename or add it")
 
 
 @pytest.mark.parametrize("second", ["VL (M)", "VL_M", "VL..M."])
@@ -851,6 +884,7 @@ def test_column_there_twice(second, rows, tmp_path):
     bad = [[*row, cell] for row, cell in zip(rows, extra, strict=True)]
     message = refusal_of(bad, tmp_path)
     assert "VL_M: this column is there 2 times" in message
+    assert message.endswith("; keep one of them")
 
 
 def test_duplicate_row(rows, tmp_path):

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -221,19 +222,19 @@ LINES = {
     "speaks no HTTP": (lambda body: gibberish, "no connection"),
     "announces too little": (
         lambda body: answer(body, length=len(body) // 2),
-        "cut short|columns|cell",
+        "it has 60 rows",
     ),
     "announces a word": (
         lambda body: answer(body[:99], length="x"),
-        "could not",
+        "invalid literal for int",
     ),
     "announces less than nothing": (
         lambda body: answer(body[:99], length=-5),
-        "could not",
+        "columns are not the published",
     ),
     "packs what is no gzip": (
         lambda body: answer(body, **{"Content-Encoding": "gzip"}),
-        "gzip",
+        "failed to decode",
     ),
 }
 
@@ -244,7 +245,7 @@ def test_faulty_line(case, server, small, small_is_all, tmp_path):
     server.answer = make(small[1])
     start = time.monotonic()
     message = refused_download(tmp_path / "cache")
-    assert any(words in message for words in why.split("|")), message
+    assert why in message
     assert time.monotonic() - start < 10
 
 
@@ -750,6 +751,7 @@ ODD = {
     "object": object(),
     "complex": 1j,
     "huge number": 10**400,
+    "signaling": Decimal("sNaN"),
 }
 
 
@@ -773,7 +775,97 @@ def test_columns_of_dates_are_no_numbers(column, value, small):
         decode_table(raw)
 
 
+@pytest.mark.parametrize("column", ["VL", "Gender", "PatientID", "Timestep"])
+def test_a_long_cell_is_clipped(column, small, tmp_path):
+    raw = to_raw(small[0]).astype(object)
+    raw.at[67, column] = "x" * 10**6
+    message = refusal_of(raw.to_csv(index=False), tmp_path)
+    assert "... (1,000,000 characters)" in message and len(message) < 2000
+
+
+def test_a_long_list_of_columns_is_clipped(small, tmp_path):
+    raw = to_raw(small[0]).drop(columns="VL")
+    more = pd.DataFrame(0, index=raw.index, columns=range(2000))
+    text = pd.concat([raw, more], axis=1).to_csv(index=False)
+    message = refusal_of(text, tmp_path)
+    assert "VL: this column is missing; got CD4, " in message
+    assert "and 1,974 more" in message and len(message) < 1000
+
+
+def test_a_header_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LONGEST_HEADER", 1000)
+    message = refusal_of("x" * 2000, tmp_path)
+    assert "its first line does not end within 1,000 bytes" in message
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    """Refused at once: opening it would wait for a writer for ever."""
+    path = tmp_path / "pipe.csv"
+    os.mkfifo(path)
+    child = started(load_from_pipe, path)
+    child.join(60)
+    over = not child.is_alive()
+    child.kill()
+    assert over and child.exitcode == 0
+
+
+def load_from_pipe(path):
+    """Load in a process of its own, which may hang."""
+    with pytest.raises(DataError, match="a pipe or a device; save the table"):
+        load_art(path)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), pd.errors.ParserError("C error: out of memory")]
+)
+def test_a_table_that_does_not_fit(error, small, tmp_path, monkeypatch):
+    def short_of_memory(*_, **__):
+        raise error
+
+    monkeypatch.setattr(data.pd, "read_csv", short_of_memory)
+    message = refusal_of(small[1], tmp_path)
+    assert "does not fit into memory. What to do: take" in message
+    assert "comma-separated" not in message
+
+
 # Large files ----------------------------------------------------------------
+
+
+PIECES = {
+    "numbers": ("CD4", lambda k: "350" if k < 50 else "350.5"),
+    "labels": ("Gender", lambda k: "1" if k < 50 else "Male"),
+    "booleans": ("Extra pk-En", lambda k: "True" if k < 50 else "1"),
+}
+
+
+@pytest.mark.parametrize("case", PIECES)
+def test_pieces_read_as_the_whole(case, small, tmp_path, monkeypatch):
+    """Though a column looks like another kind in each of them."""
+    column, cell = PIECES[case]
+    raw = to_raw(small[0]).assign(Note="free text")
+    raw[column] = [cell(k) for k in range(len(raw))]
+    path = tmp_path / "pieces.csv"
+    raw.to_csv(path, index=False)
+    whole = load_art(path)
+    monkeypatch.setattr(data, "PIECE", 16 * 50)
+    assert_frame_equal(load_art(path), whole, check_exact=True)
+
+
+def test_text_is_not_taken_for_codes_in_a_piece(small, tmp_path, monkeypatch):
+    """In a column of labels "01" is text, wherever it stands."""
+    monkeypatch.setattr(data, "PIECE", 15 * 60)
+    raw = to_raw(small[0]).assign(Gender=["01"] * 60 + ["Male"] * 60)
+    message = refusal_of(raw.to_csv(index=False), tmp_path)
+    assert "Gender: '01' in row 0 (patient 0, month 0)" in message
+
+
+@pytest.mark.parametrize("row", [49, 50, 51, 119])
+def test_a_long_row_in_any_piece(row, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PIECE", 15 * 50)
+    lines = small[1].decode().splitlines()
+    lines[1 + row] += ",9"
+    message = refusal_of("\n".join(lines), tmp_path)
+    assert f"Expected 15 fields in line {row + 2}, saw 16" in message
 
 
 ROWS = 480_000
@@ -813,10 +905,18 @@ def test_one_bad_cell_in_row_400_000(column, cell, why, large, tmp_path):
     assert why.format(where) in str(refusal.value)
 
 
-def test_memory_of_a_large_file(large, tmp_path):
-    """Under 600 bytes a row at the peak, so that 10 million are possible."""
+@pytest.mark.parametrize("more", [0, 20], ids="{} columns more".format)
+def test_memory_of_a_large_file(more, large, tmp_path):
+    """Under 420 bytes a row at the peak, so that 10 million are possible.
+
+    Columns that nobody wants come at no price.
+    """
     path = tmp_path / "large.csv"
-    path.write_text("".join(large))
+    with open(path, "w") as file:
+        file.write(large[0].rstrip() + ",x" * more + "\n")
+        file.writelines(
+            row.rstrip() + ",1.5" * more + "\n" for row in large[1:]
+        )
     command = [sys.executable, "-m", "load_csv", "--path", str(path)]
     folders = os.pathsep.join(p for p in sys.path if p)
     run = subprocess.run(
@@ -828,4 +928,4 @@ def test_memory_of_a_large_file(large, tmp_path):
     )
     measured = json.loads(run.stdout)
     assert measured["rows"] == ROWS
-    assert 50 < measured["bytes_a_row"] < 600, measured  # it does see it
+    assert 50 < measured["bytes_a_row"] < 420, measured  # it does see it
