@@ -162,7 +162,7 @@ def decode_table(raw: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         raise DataError("the table is empty: it has no rows")
     table = table[COLUMNS]
-    # Texts, as nothing else can be done with a signaling NaN of decimal.
+    # Texts, as nothing else can be done with a signalling NaN of decimal.
     odd = [name for name in COLUMNS if _is_incomparable(table[name])]
     table = table.assign(**{name: table[name].map(str) for name in odd})
     # An index may share its name with a column, which pandas cannot sort by.
@@ -578,7 +578,7 @@ def _whole(table: pd.DataFrame, name: str) -> pd.Series:
     bad = (numbers % 1 != 0).to_numpy()
     _refuse(table, name, bad, f"is no whole number; {MEND_CELL}")
     bad = (numbers.abs() >= 2**53).to_numpy()
-    what = "is beyond 2**53, where neighbors read alike; number them anew"
+    what = "is beyond 2**53, where neighbours read alike; number them anew"
     _refuse(table, name, bad, what)
     return numbers.astype("int64")
 

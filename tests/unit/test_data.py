@@ -811,7 +811,7 @@ ID_CELLS = {
     "1.5": "no whole number",
     "inf": "no whole number",
     "P-07": "is no number",
-    "1e17": "is beyond 2**53, where neighbors read alike; number them anew",
+    "1e17": "is beyond 2**53, where neighbours read alike; number them anew",
     "9007199254740993": "is beyond 2**53",
     "-1000000000000000000": "is beyond 2**53",
 }
