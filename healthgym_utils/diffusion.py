@@ -47,7 +47,6 @@ CLASS_LOSSES = ("mse", "cross_entropy")
 SAMPLERS = ("ddpm", "ddim")
 SPACINGS = ("trailing", "leading")
 MAX_STEPS = 1_000_000  # more are a slip, and take long to lay out
-NETWORKS = ("network", "average")  # in a file; the latter's is the mean
 MAX_MONTHS = 100_000  # to which to pad, for the same reason
 HEADER = training.PROGRESS | {"network", "weights_only"}
 ROUNDS = 8  # of samples that a calibration looks at
@@ -1253,7 +1252,9 @@ class Diffusion:
             def make() -> nn.Module:
                 return network or _unet(schema, settings)
 
-            parts = ["network"] if only or not settings.ema else NETWORKS
+            parts = ["network"]
+            if settings.ema and not only:
+                parts.append("average")
             for name in parts:
                 weights = training.part(tensors, name)
                 checkpoint.check_weights(path, name, make, weights)

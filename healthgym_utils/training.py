@@ -192,16 +192,16 @@ def load_progress(model: Any, header: Mapping[str, Any]) -> None:
         Naming what is of another kind.
     """
     kinds = {
-        "epoch": int,
-        "seconds": (int, float),
-        "fingerprint": str,
-        "provenance": dict,
-        "history": dict,
-        "weights_only": bool,
+        "epoch": {int},
+        "seconds": {int, float},
+        "fingerprint": {str},
+        "provenance": {dict},
+        "history": {dict},
+        "weights_only": {bool},
     }
-    for name, kind in kinds.items():
+    for name, known in kinds.items():
         value = header[name]
-        if not isinstance(value, kind) or (value is True and kind is int):
+        if type(value) not in known:  # a bool would be an instance of int
             raise ValueError(f"{name} is {value!r}")
     if not 0 <= header["epoch"] <= MAX_EPOCHS:
         raise ValueError(f"epoch is {header['epoch']}")
