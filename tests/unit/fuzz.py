@@ -25,6 +25,7 @@ FOUND = Path(__file__).parents[2] / "_build" / "fuzz"
 
 # Our own lines only: pandas and PyTorch are others' to fuzz.
 with atheris.instrument_imports(include=["healthgym_utils"]):
+    from test_faults import trained_models
     from test_fuzz import (
         CSV,
         JSON_TOKENS,
@@ -33,7 +34,6 @@ with atheris.instrument_imports(include=["healthgym_utils"]):
         read_or_refuse,
         read_table_or_refuse,
         rebuild_or_refuse,
-        trained_models,
         whole_checkpoint,
     )
 
@@ -77,7 +77,8 @@ class Header:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "model.safetensors"
-        self.tensors, headers = zip(*trained_models(folder), strict=True)
+        models = trained_models(folder).values()
+        self.tensors, headers = zip(*models, strict=True)
         self.seeds = [
             bytes([k]) + json.dumps(header).encode()
             for k, header in enumerate(headers)

@@ -40,6 +40,7 @@ from training import small_loaders, small_model
 from healthgym_utils import checkpoint, data
 from healthgym_utils.checkpoint import CheckpointError
 from healthgym_utils.data import DataError, decode_table, load_art
+from healthgym_utils.gan import WGANGP
 from healthgym_utils.preprocess import Preprocessor
 from healthgym_utils.pretrained import rebuild
 
@@ -488,27 +489,37 @@ GREEDY = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Tensors and header of a trained model of each kind."""
-    table = made_up_table(MADE_UP, 9, 17, seed=0)
-    x = Preprocessor(MADE_UP).fit(table).transform(table)
-    x[..., AGE] = x[:, :1, AGE]
+TABLE = made_up_table(MADE_UP, 9, 17, seed=0)
+X = Preprocessor(MADE_UP).fit(TABLE).transform(TABLE)
+X[..., AGE] = X[:, :1, AGE]
+
+
+def loaders(model):
+    return small_loaders(X) if isinstance(model, WGANGP) else loader_of(X)
+
+
+def trained_models(folder):
+    """Train a small model of each kind; their tensors and headers."""
     models = {
         "v1": small_model(),
         "v2": small_model(memory=small_memory()),
         "v3": tiny(),
     }
-    path = tmp_path_factory.mktemp("trained") / "m.safetensors"
+    for model in models.values():
+        model.fit(loaders(model), epochs=1)
+    models["v3"].calibrate(X)
+    path = folder / "trained.safetensors"
     found = {}
     for kind, model in models.items():
-        model.fit(loader_of(x) if kind == "v3" else small_loaders(x), 1)
-        if kind == "v3":
-            model.calibrate(x)
         model.save(path)
         rebuild(path, MADE_UP)
         found[kind] = checkpoint.load(path)
     return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return trained_models(tmp_path_factory.mktemp("trained"))
 
 
 def refused_with(trained, tmp_path, why):
@@ -613,12 +624,9 @@ def test_lessons_of_another_training_are_refused(trained, tmp_path):
     tensors, header = trained["v1"]
     path, state = tmp_path / "m.safetensors", tensors["random"].clone()
     checkpoint.save(path, tensors | {"loader.999": state}, header)
-    table = made_up_table(MADE_UP, 9, 17, seed=0)
-    x = Preprocessor(MADE_UP).fit(table).transform(table)
-    x[..., AGE] = x[:, :1, AGE]
     model = rebuild(path, MADE_UP)
     with pytest.raises(ValueError, match=r"lessons of \[5, 10, 999\]"):
-        model.fit(small_loaders(x), 2)
+        model.fit(loaders(model), 2)
 
 
 def test_checkpoints_can_be_read_by_others_and_links_stay(tmp_path):

@@ -12,20 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cohorts import MADE_UP, made_up_table
+from cohorts import MADE_UP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_format import RAW_NAMES, to_raw
-from test_diffusion import AGE, loader_of, tiny
-from test_faults import GOOD, file_of, metadata
-from test_memory import small_memory
-from training import CPU, small_loaders, small_model
+from test_faults import GOOD, file_of, loaders, metadata, trained_models
+from training import CPU
 
 from healthgym_utils import checkpoint
 from healthgym_utils.checkpoint import CheckpointError
 from healthgym_utils.data import DataError, decode_table, load_art
-from healthgym_utils.gan import WGANGP
-from healthgym_utils.preprocess import Preprocessor
 from healthgym_utils.pretrained import rebuild
 from healthgym_utils.schema import ART_FULL_SCHEMA
 from healthgym_utils.simulate import simulate_art
@@ -305,33 +301,9 @@ def test_any_schema_in_a_checkpoint(data):
         assert str(refusal).startswith("m: ")
 
 
-TABLE = made_up_table(MADE_UP, 9, 17, seed=0)
-X = Preprocessor(MADE_UP).fit(TABLE).transform(TABLE)
-X[..., AGE] = X[:, :1, AGE]
-
-
-def loaders(model):
-    return small_loaders(X) if isinstance(model, WGANGP) else loader_of(X)
-
-
-def trained_models(folder):
-    """Train a small model of each kind; their tensors and headers."""
-    gans = [small_model(), small_model(memory=small_memory())]
-    diffusion = tiny()
-    for model in (*gans, diffusion):
-        model.fit(loaders(model), epochs=1)
-    diffusion.calibrate(X)
-    path = folder / "trained.safetensors"
-    held = []
-    for model in (*gans, diffusion):
-        model.save(path)
-        held.append(checkpoint.load(path))
-    return held
-
-
 @pytest.fixture(scope="module")
 def trained(folder):
-    return trained_models(folder)
+    return list(trained_models(folder).values())
 
 
 def rebuild_or_refuse(path, train=True):
