@@ -51,6 +51,8 @@ WANTED_FORMAT = (
 MEND_CELL = "correct it, or leave the patient out"
 LONGEST_HEADER = 2**22  # bytes
 PIECE = 2**20  # cells of a file that are read at a time
+# Before 3.1, pandas drops the surplus cells of a row that begins a piece.
+PANDAS_DROPS = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
 
 
 class DataError(ValueError):
@@ -472,12 +474,15 @@ def _read_rows(path: str | os.PathLike, header: list[str]) -> pd.DataFrame:
     """
     tidy = list(map(_tidy_name, header))
     wanted = [k for k, name in enumerate(tidy) if name in COLUMNS]
+    rows = max(PIECE // len(header), 2)
     with _reading():
-        pieces = _pieces(path, wanted, len(header), {})
+        pieces = _pieces(path, wanted, rows, {})
+        if PANDAS_DROPS and len(pieces) > 1:
+            _check_starts(path, rows)
         kinds = _kinds(pieces)
         if kinds:
             pieces.clear()
-            pieces = _pieces(path, wanted, len(header), kinds)
+            pieces = _pieces(path, wanted, rows, kinds)
         raw = pd.concat(pieces, ignore_index=True)
     # pandas renames the second of two equal names, which would hide it.
     raw.columns = [header[k] for k in wanted]
@@ -485,13 +490,20 @@ def _read_rows(path: str | os.PathLike, header: list[str]) -> pd.DataFrame:
 
 
 def _pieces(
-    path: str | os.PathLike, wanted: list[int], width: int, kinds: dict
+    path: str | os.PathLike, wanted: list[int], rows: int, kinds: dict
 ) -> list[pd.DataFrame]:
     """Read the wanted columns of a file a number of rows at a time."""
-    rows = max(PIECE // width, 1)
     options = {"low_memory": False, "chunksize": rows, "dtype": kinds}
     with pd.read_csv(path, **options) as reader:
         return [piece.iloc[:, wanted] for piece in reader]
+
+
+def _check_starts(path: str | os.PathLike, rows: int) -> None:
+    """Read a file again in pieces that begin elsewhere, to have it refused."""
+    with pd.read_csv(path, low_memory=False, chunksize=rows) as reader:
+        reader.get_chunk(1)
+        for _ in reader:
+            pass
 
 
 def _kinds(pieces: list[pd.DataFrame]) -> dict[str, type]:

@@ -867,7 +867,7 @@ def test_text_is_not_taken_for_codes_in_a_piece(small, tmp_path, monkeypatch):
     assert "Gender: '01' in row 0 (patient 0, month 0)" in message
 
 
-@pytest.mark.parametrize("row", [49, 50, 51, 119])
+@pytest.mark.parametrize("row", [49, 50, 51, 100, 101, 119])
 def test_a_long_row_in_any_piece(row, small, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "PIECE", 15 * 50)
     lines = small[1].decode().splitlines()
