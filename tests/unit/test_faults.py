@@ -556,7 +556,7 @@ HOSTILE = {
     "moments of GAN": ("v1", "adam.critic.1.exp_avg", lambda t: NONE, "shape"),
     "weight NaN": ("v3", "average.mix_out.2.bias", filled_with(NAN), "dive"),
     "weight inf": ("v1", BIAS, filled_with(np.inf), "diverged"),
-    "weight complex": ("v1", BIAS, torch.Tensor.cfloat, "is of"),
+    "weight whole": ("v1", BIAS, torch.Tensor.int, "is of"),
     "weight wide": ("v1", BIAS, torch.Tensor.double, "is of"),
     "weight gone": ("v1", BIAS, None, "None in the file"),
     "filled too far": ("v2", "memory.filled", filled_with(10**12), "filled"),
