@@ -297,6 +297,7 @@ def test_two_processes_fill_the_cache(
 
 def save_for_ever(path):
     """Save one checkpoint after another, each with its own number."""
+    torch.set_num_threads(1)  # a fork has none of its parent's threads
     epoch = 0
     while True:
         epoch += 1
