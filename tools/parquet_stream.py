@@ -256,6 +256,8 @@ def _row_groups(
     path: str, footer: pq.FileMetaData, schema: Schema
 ) -> Iterator[RowGroup]:
     """Describe the row groups of a file by its footer."""
+    if not footer.num_rows:  # pandas knows no type of text without any rows
+        return
     _check_types(path, footer.schema.to_arrow_schema(), schema)
     at = {footer.schema.column(k).path: k for k in range(len(footer.schema))}
     for index in range(footer.num_row_groups):
