@@ -104,8 +104,8 @@ def load_art(
     Notes
     -----
     Memory grows with the rows of a file, and not with the columns that are
-    left out: 10 million rows need 3.5 GB at the peak, and a minute;
-    ``benchmarks/load_csv.py``.
+    left out: 10 million rows need 3.5 GB at the peak, and a minute; 5 GB with
+    pandas before 3.1, as measured by ``benchmarks/load_csv.py``.
     """
     whole = isinstance(n_patients, Integral) and n_patients > 0
     if n_patients is not None and not whole:
