@@ -916,9 +916,9 @@ def test_one_bad_cell_in_row_400_000(column, cell, why, large, tmp_path):
 
 @pytest.mark.parametrize("more", [0, 20], ids="{} columns more".format)
 def test_memory_of_a_large_file(more, large, tmp_path):
-    """Under 600 bytes a row at the peak, so that 10 million are possible.
+    """Under 420 bytes a row at the peak, so that 10 million are possible.
 
-    Columns that nobody wants come at no price.
+    Columns that nobody wants come at no price. An older pandas takes more.
     """
     path = tmp_path / "large.csv"
     with open(path, "w") as file:
@@ -937,4 +937,5 @@ def test_memory_of_a_large_file(more, large, tmp_path):
     )
     measured = json.loads(run.stdout)
     assert measured["rows"] == ROWS
-    assert 50 < measured["bytes_a_row"] < 600, measured  # it does see it
+    most = 600 if data.PANDAS_DROPS else 420
+    assert 50 < measured["bytes_a_row"] < most, measured  # it does see it
